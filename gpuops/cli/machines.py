@@ -1,0 +1,219 @@
+"""`gpuops up`, `status`, `ssh`, `down`: a machine's life."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpuops import cost
+from gpuops.cli import screen
+from gpuops.errors import NoSshProgram, VendorUnreachable
+from gpuops.machine import FORMAT, Machine, State
+
+if TYPE_CHECKING:
+    from gpuops.lifecycle import Plan
+    from gpuops.machine import Inventory, Offer
+    from gpuops.settings import Settings
+
+
+def _where(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which machine, and at which provider."""
+    command = click.option("--region", help="The provider's region. Default: us-west-2.")(command)
+    command = click.option("--provider", help="Where machines come from. Default: aws.")(command)
+    return click.argument("name", required=False)(command)
+
+
+@click.command()
+@_where
+@click.option("--type", "types", multiple=True, help="Machine type; give it several times to try them in order.")
+@click.option("--disk-gb", type=int, help="Size of the disk. Default: 100.")
+@click.option("--max-hours", type=float, help="The machine stops by itself this long after every boot. Default: 12.")
+@click.option("--admit", help="The one address block that may reach ssh. Default: this computer's address.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+def up(yes: bool, **flags: object) -> None:
+    """Start the machine (or launch it), and make `ssh NAME` work."""
+    from gpuops import workflow
+
+    settings = _settings(**flags)
+    with screen.Progress() as progress:
+
+        def confirm(plan: Plan) -> None:
+            progress.pause()
+            _show_plan(plan, settings)
+            screen.ask(_question(plan), yes=yes or _costs_nothing_new(plan))
+
+        machine = workflow.up(settings, confirm=confirm, tell=progress.tell)
+    click.echo(f"{machine.name} runs: {machine.type} in {machine.place}, {cost.per_hour(machine)}.")
+    click.echo(_stops(machine))
+    book = workflow.address_book(settings)
+    plain = settings.ssh_config == Path.home() / ".ssh" / "config"
+    click.echo(f"  ssh {machine.name}" if plain else f"  ssh -F {book.path} {machine.name}")
+
+
+@click.command()
+@click.option("--provider", help="Where machines come from. Default: aws.")
+@click.option("--region", help="The region that is asked which regions there are. Default: us-west-2.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def status(as_json: bool, **flags: object) -> None:
+    """Show every machine in every region, and what it costs."""
+    from gpuops import workflow
+
+    inventory = workflow.status(_settings(**flags))
+    click.echo(_status_json(inventory) if as_json else _status_text(inventory))
+    if inventory.unanswered and not as_json:
+        raise VendorUnreachable(
+            f"{len(inventory.unanswered)} places did not answer: what runs there is not shown.",
+            next_step="gpuops status",
+        )
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("name", required=False)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def ssh(name: str | None, command: tuple[str, ...]) -> None:
+    """Open a shell on the machine, or run COMMAND there; ssh's exit code is this command's."""
+    from gpuops import workflow
+
+    if not shutil.which("ssh"):
+        raise NoSshProgram(
+            "There is no `ssh` program on this computer.",
+            left_behind="Nothing was changed.",
+            next_step="Install OpenSSH's client (Debian and Ubuntu: apt install openssh-client).",
+        )
+    machine, config = workflow.reach(_settings(name=name))
+    os.execvp("ssh", ["ssh", "-F", str(config), machine.name, *command])
+
+
+@click.command()
+@_where
+@click.option("--terminate", is_flag=True, help="Delete the machine and its disk, after asking.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+def down(terminate: bool, yes: bool, **flags: object) -> None:
+    """Stop the machine and keep its disk."""
+    from gpuops import workflow
+
+    with screen.Progress() as progress:
+
+        def confirm(machine: Machine) -> None:
+            progress.pause()
+            screen.ask(f"Delete {machine.name} ({machine.id}) and everything on its disk?", yes=yes)
+
+        machine = workflow.down(_settings(**flags), terminate=terminate, confirm=confirm, tell=progress.tell)
+    if machine.state.exists:
+        click.echo(f"{machine.name} is {machine.state.value}: $0/h. Its disk is kept and costs {cost.disk(machine)}.")
+    else:
+        click.echo(f"{machine.name} is gone, with its disk: it costs nothing any more.")
+
+
+def _settings(**flags: object) -> Settings:
+    from gpuops import settings
+
+    flags = {key: value or None if isinstance(value, tuple) else value for key, value in flags.items()}
+    return settings.resolve(flags, environ=os.environ, folder=Path.cwd())
+
+
+def _costs_nothing_new(plan: Plan) -> bool:
+    return plan.existing is not None and plan.existing.state in {State.RUNNING, State.PENDING}
+
+
+def _question(plan: Plan) -> str:
+    price = plan.existing.price_usd_per_hour if plan.existing else plan.offer.price_usd_per_hour if plan.offer else None
+    return f"Start it, at {cost.rate(price)}?"
+
+
+def _show_plan(plan: Plan, settings: Settings) -> None:
+    if plan.existing:
+        machine = plan.existing
+        hours = machine.max_hours or settings.max_hours
+        rows = [
+            ("use" if _costs_nothing_new(plan) else "start", f"{machine.name} ({machine.id}), {machine.state.value}"),
+            ("type", f"{machine.type} in {machine.zone or machine.region}"),
+            ("price", f"{cost.rate(machine.price_usd_per_hour)} while it runs; disk {cost.disk(machine)}"),
+            ("stops", f"by itself {hours:g} h after every boot"),
+        ]
+        if settings.max_hours < hours:
+            rows.append(("note", f"--max-hours is for a new machine; this one keeps its {hours:g} h"))
+    else:
+        offer = plan.offer
+        assert offer is not None  # a plan without a machine has an offer: NothingOffered was raised otherwise
+        rows = [
+            ("finish" if plan.unfinished else "launch", f"{settings.name}: {_type(offer)} in {offer.region}"),
+            ("image", f"{offer.image_name} ({offer.image_id})"),
+            ("price", f"{cost.rate(offer.price_usd_per_hour)} while it runs"),
+            ("disk", f"{offer.disk_gb} GB, {cost.monthly(offer.disk_usd_per_month)} until it is deleted"),
+            ("stops", f"by itself {settings.max_hours:g} h after every boot (--max-hours)"),
+        ]
+        if offer.note:
+            instead = next((o for o in plan.offers if not o.note), None)
+            rows.append(("note", f"{offer.note}; today it gives {_priced(instead)}" if instead else offer.note))
+    rows += [("warning", f"{place.place} did not answer: {place.reason}") for place in plan.unanswered]
+    for label, text in rows:
+        click.echo(f"  {label:<8} {text}", err=True)
+
+
+def _type(offer: Offer) -> str:
+    return f"{offer.type} ({offer.gpu} {offer.gpu_memory_gb} GB)"
+
+
+def _priced(offer: Offer) -> str:
+    return f"{_type(offer)} with {offer.image_name} at {cost.rate(offer.price_usd_per_hour)}"
+
+
+def _stops(machine: Machine) -> str:
+    if machine.max_hours is None:
+        return "It is not known when it stops by itself: stop it with `gpuops down`."
+    return f"It stops by itself {machine.max_hours:g} h after its boot; sooner with `gpuops down {machine.name}`."
+
+
+def _status_text(inventory: Inventory) -> str:
+    if not inventory.machines:
+        return "" if inventory.unanswered else "No machines, in any region."
+    rows = [("NAME", "STATE", "TYPE", "PLACE", "ADDRESS", "PRICE", "DISK", "STOPS BY ITSELF", "ID")]
+    for m in inventory.machines:
+        address = m.ssh.host if m.ssh else "-"
+        rows.append(
+            (m.name, m.state.value, m.type, m.place, address, cost.per_hour(m), cost.disk(m), _deadline(m), m.id)
+        )
+    billing = [m for m in inventory.machines if m.state.bills]
+    known = sum(m.price_usd_per_hour or 0 for m in billing)
+    unknown = sum(m.price_usd_per_hour is None for m in billing)
+    total = f"Together ${known:.3f}/h" + (f", and {unknown} at an unknown price" if unknown else "") + "."
+    return f"{screen.columns(rows)}\n{total}"
+
+
+def _status_json(inventory: Inventory) -> str:
+    machines = [
+        {
+            "id": m.id,
+            "name": m.name,
+            "provider": m.provider,
+            "region": m.region,
+            "zone": m.zone,
+            "type": m.type,
+            "state": m.state.value,
+            "address": m.ssh.host if m.ssh else None,
+            "bills": m.state.bills,
+            "price_usd_per_hour": m.price_usd_per_hour,
+            "disk_usd_per_month": m.disk_usd_per_month,
+            "launched_at": m.launched_at.isoformat() if m.launched_at else None,
+            "max_hours": m.max_hours,
+            "problem": m.problem,
+        }
+        for m in inventory.machines
+    ]
+    unanswered = [{"place": place.place, "reason": place.reason} for place in inventory.unanswered]
+    return json.dumps({"format": FORMAT, "machines": machines, "unanswered": unanswered}, indent=1)
+
+
+def _deadline(machine: Machine) -> str:
+    if machine.state is not State.RUNNING or not machine.launched_at or not machine.max_hours:
+        return "-"
+    from datetime import timedelta
+
+    return f"{(machine.launched_at + timedelta(hours=machine.max_hours)).astimezone():%a %H:%M}"

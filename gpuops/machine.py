@@ -1,0 +1,154 @@
+"""The values everything else speaks in: a wish, an offer, a machine. Frozen, and they do no I/O.
+
+A `Machine` is what a provider last said. To know more, ask the provider again.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+FORMAT = 1
+"""The format number written into everything that is stored or tagged; a newer one is refused."""
+
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class State(enum.Enum):
+    """Where a machine is in its life, in EC2's words."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    SHUTTING_DOWN = "shutting-down"
+    TERMINATED = "terminated"
+    UNKNOWN = "unknown"
+
+    @property
+    def bills(self) -> bool:
+        """True when the machine's hours are (or may be) charged: what a vendor does not say counts against us."""
+        return self in {State.PENDING, State.RUNNING, State.STOPPING, State.UNKNOWN}
+
+    @property
+    def exists(self) -> bool:
+        """True when the machine can still be started, stopped or lost."""
+        return self not in {State.SHUTTING_DOWN, State.TERMINATED}
+
+
+class Trait(enum.Enum):
+    """What a provider can do, planned on instead of discovered by failing."""
+
+    STOP = "stop"
+    TERMINATE = "terminate"
+    TAGS = "tags"
+    USER_DATA = "user-data"
+    KNOWN_HOST_KEY = "known-host-key"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where ssh answers, and as whom."""
+
+    host: str
+    user: str
+    port: int = 22
+    jump: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the person asked for; everything left open is the provider's to choose.
+
+    `types` are tried in order; empty means the provider's own order of preference. `max_hours` is how long the
+    machine runs before it stops by itself, counted anew from every boot.
+    """
+
+    name: str
+    region: str
+    types: tuple[str, ...] = ()
+    disk_gb: int = 100
+    max_hours: float = 12.0
+    admit: str = "auto"
+    ssh_port: int = 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One way to fulfil a wish: a type in a zone with an image, and its price. `zone` None lets the vendor choose."""
+
+    type: str
+    region: str
+    zone: str | None
+    image_id: str
+    image_name: str
+    user: str
+    gpu: str
+    gpu_memory_gb: int
+    disk_gb: int
+    price_usd_per_hour: float | None
+    disk_usd_per_month: float | None
+    imds_v2: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Everything a launch needs, made without anything that bills: the exact request, ready to be stored and resent.
+
+    `request` is JSON; it goes to disk before the call and a retry sends it unchanged.
+    """
+
+    offer: Offer
+    request: Mapping[str, object]
+    host_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a provider last said about one machine."""
+
+    id: str
+    name: str
+    provider: str
+    region: str
+    zone: str | None
+    type: str
+    state: State
+    ssh: Address | None = None
+    problem: str = ""
+    price_usd_per_hour: float | None = None
+    disk_usd_per_month: float | None = None
+    host_key: str | None = None
+    launched_at: datetime | None = None
+    max_hours: float | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def place(self) -> str:
+        return f"{self.provider}/{self.region}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unanswered:
+    """A place that was asked for its machines and did not answer."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Every machine that answered, and the places that did not."""
+
+    machines: tuple[Machine, ...]
+    unanswered: tuple[Unanswered, ...] = ()
+
+
+def is_valid_name(name: str) -> bool:
+    """True for what OpenSSH, EC2 tags and a file name all take: a lower-case host name label (RFC 1123)."""
+    return _HOST_NAME.fullmatch(name) is not None

@@ -1,0 +1,193 @@
+"""From a machine's address to a line on which its host key is proven and ours accepted, or why that did not work."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import socket
+import threading
+from pathlib import Path
+
+import paramiko
+from paramiko.pkey import UnknownKeyType
+from paramiko.ssh_exception import IncompatiblePeer
+
+from gpuops.errors import ConnectionFailed, HostKeyChanged, KeyRefused, MachineUnreachable
+from gpuops.machine import Address, Machine
+
+KEEPALIVE_S = 20
+_LINE_LOST_S = 60
+# Bytes under way before the other side must wait for us: 8 MiB fill a 600 Mbit/s path of 100 ms.
+WINDOW_BYTES = 8 * 2**20
+
+# Paramiko logs the tracebacks of errors that it also raises; we say those in our own words.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
+
+def shake_hands(machine: Machine, *, identity_file: Path, connect_timeout_s: float) -> paramiko.Transport:
+    """An authenticated line to the machine, which has shown the host key that we know it by.
+
+    Raises `MachineUnreachable` (worth another try while it boots), `HostKeyChanged`, `KeyRefused`, `ConnectionFailed`.
+    """
+    if machine.ssh is None:
+        raise MachineUnreachable(
+            f"{machine.name} has no address: it is {machine.state.value}.", next_step="Start it: gpuops up"
+        )
+    if machine.ssh.jump is not None:
+        raise ConnectionFailed(
+            f"{machine.name} is behind {machine.ssh.jump}, and gpuops can't go through another machine.",
+            next_step="Make it reachable from here: "
+            f"ssh -fNL 2222:{machine.ssh.host}:{machine.ssh.port} {machine.ssh.jump}",
+        )
+    known_key = _known_host_key(machine)
+    client_key = _client_key(identity_file)
+    line = _secure_line(machine, machine.ssh, known_key, connect_timeout_s)
+    try:
+        _compare_host_keys(machine, known_key, line.get_remote_server_key())
+        _log_in(line, machine, machine.ssh, client_key, identity_file, connect_timeout_s)
+    except BaseException:
+        line.close()
+        raise
+    line.set_keepalive(KEEPALIVE_S)
+    return line
+
+
+def unreachable(machine: Machine, what: str) -> MachineUnreachable:
+    costs = machine.state.bills and machine.price_usd_per_hour
+    return MachineUnreachable(
+        what,
+        left_behind=f"{machine.name} is not stopped by this: ${machine.price_usd_per_hour:.2f} per hour."
+        if costs
+        else "",
+        next_step="See whether it runs: gpuops status. Start it, and let this computer's address in: gpuops up",
+    )
+
+
+def _known_host_key(machine: Machine) -> paramiko.PKey:
+    if machine.host_key is None:
+        raise ConnectionFailed(
+            f"No host key is known for {machine.name}, and none is accepted unseen.",
+            next_step="On its own console, see which one it has: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
+        )
+    try:
+        key_type, blob = machine.host_key.split()[:2]
+        return paramiko.PKey.from_type_string(key_type, base64.b64decode(blob, validate=True))
+    except (ValueError, binascii.Error, paramiko.SSHException, UnknownKeyType) as error:
+        raise ConnectionFailed(
+            f"What is noted as {machine.name}'s host key is not a public key: {machine.host_key[:60]!r}.",
+            next_step="Compare it with the machine's own: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub (there)",
+        ) from error
+
+
+def _client_key(identity_file: Path) -> paramiko.PKey:
+    try:
+        return paramiko.PKey.from_path(identity_file)
+    # TypeError is how `cryptography` says that the key has a passphrase.
+    except (OSError, ValueError, TypeError, paramiko.SSHException, UnknownKeyType) as error:
+        raise ConnectionFailed(
+            f"The private key {identity_file} can't be used: {error}.",
+            next_step=f"See what is wrong with it: ssh-keygen -y -f {identity_file}",
+        ) from error
+
+
+def _secure_line(machine: Machine, address: Address, known_key: paramiko.PKey, timeout_s: float) -> paramiko.Transport:
+    """An encrypted line, nobody logged in yet. A server with several host keys shows the one of the known type."""
+    where = f"{machine.name} ({address.host}:{address.port})"
+    key_types = ("rsa-sha2-512", "rsa-sha2-256") if known_key.get_name() == "ssh-rsa" else (known_key.get_name(),)
+    try:
+        try:
+            return _negotiate(address, key_types, timeout_s)
+        except IncompatiblePeer:
+            # It has no key of that type (any more); the person has to see which one it has.
+            return _negotiate(address, None, timeout_s)
+    except IncompatiblePeer as error:
+        raise ConnectionFailed(
+            f"{where} and this computer have no way of encrypting in common: {error}.",
+            next_step=f"See what it offers: ssh -vv -p {address.port} {address.host}",
+        ) from error
+    except TimeoutError as error:
+        raise unreachable(machine, f"{where} did not answer within {timeout_s:g} s.") from error
+    except OSError as error:
+        raise unreachable(machine, f"{where} can't be reached: {error.strerror or error}.") from error
+    except (EOFError, paramiko.SSHException) as error:
+        reason = str(error) or "it hung up"
+        raise unreachable(machine, f"{where} answers, but does not speak ssh (yet): {reason}.") from error
+
+
+def _negotiate(address: Address, key_types: tuple[str, ...] | None, timeout_s: float) -> paramiko.Transport:
+    connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
+    try:
+        _tune(connection)
+        line = paramiko.Transport(connection, default_window_size=WINDOW_BYTES)
+    except BaseException:
+        connection.close()
+        raise
+    line.banner_timeout = line.handshake_timeout = timeout_s
+    algorithms = line.get_security_options()
+    # AES-GCM needs no second pass for the checksum: twice as fast here as paramiko's own first choice, AES-CTR.
+    algorithms.ciphers = [
+        *(name for name in algorithms.ciphers if "gcm" in name),
+        *(name for name in algorithms.ciphers if "ctr" in name),
+    ]
+    if key_types is not None:
+        algorithms.key_types = key_types
+    try:
+        line.start_client(timeout=timeout_s)
+        line.get_remote_server_key()  # raises where the time ran out in the middle
+    except BaseException:
+        line.close()
+        raise
+    return line
+
+
+def _tune(connection: socket.socket) -> None:
+    # Without it every small request waits 40 ms for the other side's delayed acknowledgement.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A machine that is switched off says nothing. Linux then gives the line up when keepalives stay unacknowledged.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LINE_LOST_S * 1000)
+
+
+def _compare_host_keys(machine: Machine, known: paramiko.PKey, shown: paramiko.PKey) -> None:
+    if shown.asbytes() == known.asbytes():
+        return
+    raise HostKeyChanged(
+        f"{machine.name} shows another host key than the one it is known by. Nothing was sent to it.\n"
+        f"known: {known.fingerprint} ({known.get_name()})\n"
+        f"shown: {shown.fingerprint} ({shown.get_name()})",
+        next_step="Unless you reinstalled it, someone may stand between you and it. Compare on its own console: "
+        f"ssh-keygen -lf /etc/ssh/ssh_host_{_short_type(shown)}_key.pub",
+    )
+
+
+def _short_type(key: paramiko.PKey) -> str:
+    return key.get_name().removeprefix("ssh-").removesuffix("-v01@openssh.com").split("-")[0]
+
+
+def _log_in(
+    line: paramiko.Transport,
+    machine: Machine,
+    address: Address,
+    key: paramiko.PKey,
+    identity_file: Path,
+    timeout_s: float,
+) -> None:
+    answered = threading.Event()
+    try:
+        line.auth_publickey(address.user, key, answered)
+    except (EOFError, OSError, paramiko.SSHException) as error:
+        raise unreachable(machine, f"{machine.name} hung up before the login.") from error
+    if not answered.wait(timeout_s):
+        raise unreachable(machine, f"{machine.name} did not answer the login within {timeout_s:g} s.")
+    if line.is_authenticated():
+        return
+    refusal = line.get_exception()
+    # While a machine boots, it hangs up after a good key too ("System is booting up"): no verdict on the key.
+    if not line.is_active():
+        raise unreachable(machine, f"{machine.name} hung up during the login.") from refusal
+    raise KeyRefused(
+        f"{machine.name} does not accept {key.fingerprint} ({identity_file}) for the user {address.user!r}.",
+        next_step="From a computer that gets in, add this one's key: "
+        f"ssh-copy-id -f -i {identity_file}.pub -p {address.port} {address.user}@{address.host}",
+    ) from refusal

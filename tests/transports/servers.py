@@ -1,0 +1,271 @@
+"""Real ssh servers for the tests: asyncssh, and OpenSSH's sshd where it is installed. As a program, the first."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import pwd
+import random
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from gpuops import host_keys
+from gpuops.machine import Address, Machine, State
+
+SSHD = Path("/usr/sbin/sshd")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running ssh server and what a test needs to know about it."""
+
+    kind: str
+    address: Address
+    home: Path
+    public_keys: dict[str, str]
+    client_key: Path
+    log: Path
+
+    def machine(self, **changes: object) -> Machine:
+        machine = Machine(
+            id="i-1",
+            name="fastai",
+            provider="own",
+            region="here",
+            zone=None,
+            type="box",
+            state=State.RUNNING,
+            ssh=self.address,
+            price_usd_per_hour=0.9,
+            host_key=self.public_keys["ssh-ed25519"],
+        )
+        return dataclasses.replace(machine, **changes)  # type: ignore[arg-type]
+
+
+def why_not(kind: str) -> str:
+    """Why such a server can't run here; empty where it can."""
+    if kind == "asyncssh":
+        return ""
+    if not SSHD.exists():
+        return f"{SSHD} is not installed"
+    if _account() is None or _account_shell() != "bash":
+        return "sshd runs commands in the user's login shell, and it is not bash"
+    if os.getuid() == 0:
+        try:
+            Path("/run/sshd").mkdir(exist_ok=True)
+        except OSError as error:
+            return f"sshd as root needs /run/sshd: {error}"
+    return ""
+
+
+@contextlib.contextmanager
+def serving(kind: str, folder: Path) -> Iterator[Server]:
+    home = folder / "home"
+    (home / "bin").mkdir(parents=True)
+    public_keys = {}
+    key_files = []
+    for key_type, (private_text, public_line) in _new_host_keys().items():
+        public_keys[key_type] = public_line
+        key_files.append(folder / f"host-{key_type}")
+        key_files[-1].touch(mode=0o600)
+        key_files[-1].write_text(private_text)
+    client_key = host_keys.client_key(folder / "client")
+    log = folder / "log"
+    address = _free_address()
+    program = _asyncssh if kind == "asyncssh" else _openssh
+    argv = program(folder, address, home, key_files, client_key.with_name("id_ed25519.pub"))
+    with log.open("wb") as log_file, subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log_file) as process:
+        try:
+            until(lambda: _accepts(address) or process.poll() is not None, "the server listens", within_s=15)
+            assert process.poll() is None, log.read_text()
+            yield Server(kind=kind, address=address, home=home, public_keys=public_keys, client_key=client_key, log=log)
+        finally:
+            process.terminate()
+
+
+class Wire:
+    """A TCP relay in front of an address, which a test can cut."""
+
+    def __init__(self, address: Address) -> None:
+        self._target = (address.host, address.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._ends: list[socket.socket] = []
+        self.address = dataclasses.replace(address, host="127.0.0.1", port=self._listener.getsockname()[1])
+        threading.Thread(target=self._relay, daemon=True).start()
+
+    def cut(self) -> None:
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _relay(self) -> None:
+        near, _ = self._listener.accept()
+        self._listener.close()
+        with near, socket.create_connection(self._target) as far:
+            self._ends += [near, far]
+            while True:
+                for end in select.select([near, far], [], [])[0]:
+                    try:
+                        data = end.recv(65536)
+                        (far if end is near else near).sendall(data)
+                    except OSError:
+                        return
+                    if not data:
+                        return
+
+
+def until(condition: Callable[[], object], what: str, *, within_s: float = 5.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    """True when the process has ended, whether or not its parent has noticed."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return state.strip()[:1] in {"", "Z"}
+
+
+def _new_host_keys() -> dict[str, tuple[str, str]]:
+    ed25519 = host_keys.generate()
+    keys = {"ssh-ed25519": (ed25519.private_text, ed25519.public_line)}
+    for key in (ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)):
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        keys[public.decode().split()[0]] = (private.decode(), public.decode())
+    return keys
+
+
+def _free_address() -> Address:
+    host = f"127.77.{random.randrange(256)}.{random.randrange(1, 255)}" if sys.platform == "linux" else "127.0.0.1"
+    with socket.create_server((host, 0)) as probe:
+        account = _account()
+        return Address(host=host, port=probe.getsockname()[1], user=account.pw_name if account else "tester")
+
+
+def _account() -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwuid(os.getuid())
+    except KeyError:
+        return None
+
+
+def _account_shell() -> str:
+    account = _account()
+    return Path(account.pw_shell).name if account else ""
+
+
+def _accepts(address: Address) -> bool:
+    try:
+        socket.create_connection((address.host, address.port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _openssh(folder: Path, address: Address, home: Path, key_files: list[Path], authorized: Path) -> list[str]:
+    # sshd starts a command in the account's own home folder; bash reads this file first and goes where the tests play.
+    start = home / ".bashrc"
+    start.write_text('unset BASH_ENV; cd "$HOME"\n')
+    config = folder / "sshd_config"
+    config.write_text(
+        "\n".join(
+            [
+                f"ListenAddress {address.host}:{address.port}",
+                *(f"HostKey {file}" for file in key_files),
+                f"AuthorizedKeysFile {authorized}",
+                f"SetEnv HOME={home} BASH_ENV={start} PATH={home}/bin:{os.environ['PATH']}",
+                "UsePAM no",
+                "StrictModes no",
+                "PasswordAuthentication no",
+                "PermitRootLogin yes",
+                "PidFile none",
+                "LogLevel VERBOSE",
+                "MaxStartups 100",
+            ]
+        )
+    )
+    return [str(SSHD), "-D", "-e", "-f", str(config)]
+
+
+def _asyncssh(folder: Path, address: Address, home: Path, key_files: list[Path], authorized: Path) -> list[str]:
+    options = {
+        "host": address.host,
+        "port": address.port,
+        "home": str(home),
+        "server_host_keys": [str(file) for file in key_files],
+        "authorized_client_keys": str(authorized),
+    }
+    return [sys.executable, __file__, json.dumps(options)]
+
+
+async def _serve(host: str, port: int, home: str, **options: object) -> None:
+    import asyncssh
+
+    class Session(asyncssh.SSHServer):
+        def begin_auth(self, username: str) -> bool:
+            print("publickey", username, file=sys.stderr, flush=True)
+            return True
+
+        def connection_requested(self, *_: object) -> bool:
+            return True
+
+    async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        child = await asyncio.create_subprocess_exec(
+            "bash",
+            "-c",
+            process.command or "",
+            cwd=home,
+            env={**os.environ, "HOME": home, "PATH": f"{home}/bin:{os.environ['PATH']}"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+        async def feed() -> None:
+            with contextlib.suppress(OSError, asyncssh.Error):
+                while data := await process.stdin.read(65536):
+                    child.stdin.write(data)
+                    await child.stdin.drain()
+            child.stdin.close()
+
+        async def bring(source: asyncio.StreamReader, target: asyncssh.SSHWriter[bytes]) -> None:
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+
+        # Not `process.redirect`: asyncssh 2.24 then loses the end of the output of a command that it feeds too fast.
+        feeding = asyncio.create_task(feed())
+        # As with OpenSSH, a command whose channel is closed runs on until it says something.
+        with contextlib.suppress(OSError, asyncssh.Error):
+            await asyncio.gather(bring(child.stdout, process.stdout), bring(child.stderr, process.stderr))
+            process.exit(await child.wait())
+        feeding.cancel()
+
+    await asyncssh.listen(
+        host, port, server_factory=Session, process_factory=run, encoding=None, sftp_factory=True, **options
+    )
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("options", type=json.loads)
+    asyncio.run(_serve(**parser.parse_args().options))

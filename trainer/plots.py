@@ -1,0 +1,80 @@
+"""`history.png`: losses and accuracy over the epochs, the learning rate over the steps."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from trainer.history import Epoch, best
+from trainer.recipe import Recipe
+from trainer.schedules import warm_restarts
+
+TRAIN, VALID, QUIET = "#1f77b4", "#d95f02", "#999999"
+
+
+def history_png(recipe: Recipe, history: Sequence[Epoch], head_rates: Sequence[float]) -> bytes:
+    """The picture as PNG. `head_rates` is the head's highest learning rate in each stage."""
+    figure = Figure(figsize=(9, 6.5), dpi=120, layout="constrained")  # a figure of our own: pyplot keeps global state
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{recipe.name}: {recipe.arch}, seed {recipe.seed}")
+    panels = figure.subplot_mosaic([["loss", "accuracy"], ["rate", "rate"]], height_ratios=(3, 2))
+    epochs = range(1, len(history) + 1)
+    top = best(history)
+
+    panels["loss"].plot(
+        epochs, [epoch.train_loss for epoch in history], "o-", color=TRAIN, ms=3, label="training (smoothed)"
+    )
+    panels["loss"].plot(epochs, [epoch.valid_loss for epoch in history], "o-", color=VALID, ms=3, label="validation")
+    panels["loss"].set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
+    panels["loss"].legend()
+
+    panels["accuracy"].plot(epochs, [100 * epoch.accuracy for epoch in history], "o-", color=VALID, ms=3)
+    panels["accuracy"].axhline(100 * top.accuracy, color=QUIET, lw=0.8, ls=":")
+    panels["accuracy"].set(
+        title=f"Validation accuracy: last {history[-1].accuracy:.2%}, best {top.accuracy:.2%} in epoch {history.index(top) + 1}",
+        xlabel="epoch",
+        ylabel="images classified correctly (%)",
+    )
+
+    rates = _rates(recipe, history, head_rates)
+    panels["rate"].plot(range(len(rates)), rates, color=TRAIN, lw=1)
+    panels["rate"].set(
+        title="Learning rate of the head", xlabel="step (batches)", ylabel="learning rate", ylim=(0, None)
+    )
+
+    for panel in panels.values():
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.25)
+    for key in ("loss", "accuracy"):
+        _mark_stages(panels[key], [epoch.stage for epoch in history], offset=0.5)
+    _mark_stages(panels["rate"], [epoch.stage for epoch in history for _ in range(epoch.steps)], offset=0)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def _rates(recipe: Recipe, history: Sequence[Epoch], head_rates: Sequence[float]) -> list[float]:
+    rates: list[float] = []
+    for epoch in history:
+        stage, highest = recipe.stages[epoch.stage_index], head_rates[epoch.stage_index]
+        before, cycle_steps = (epoch.epoch - 1) * epoch.steps, stage.first_cycle_epochs * epoch.steps
+        rates += [highest * warm_restarts(before + step, cycle_steps, stage.cycle_mult) for step in range(epoch.steps)]
+    return rates
+
+
+def _mark_stages(panel: Any, stages: Sequence[str], offset: float) -> None:
+    """A dotted line and a name where each stage after the first begins."""
+    for place in range(1, len(stages)):
+        if stages[place] != stages[place - 1]:
+            panel.axvline(place + offset, color=QUIET, lw=0.8, ls="--")
+            panel.annotate(
+                f" {stages[place]}",
+                (place + offset, 1),
+                xycoords=("data", "axes fraction"),
+                va="top",
+                color=QUIET,
+                fontsize=8,
+            )
