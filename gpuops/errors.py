@@ -2,7 +2,7 @@
 
 GpuopsError
 ├── BadInput             64  a word on the command line, a setting or a file is wrong
-│   ├── UnknownProvider, UnknownRegion, UnknownType, UnknownMachine, UnknownRun
+│   ├── UnknownProvider, UnknownRegion, UnknownType, UnknownMachine, UnknownRun, UnknownRecipe
 │   └── BadName, BadSetting, BadData, NewerFormat
 ├── NoCredentials        65  the provider doesn't know who is asking
 ├── ProviderError        66  the vendor refused, or did not answer
@@ -88,6 +88,11 @@ class UnknownMachine(_Unknown):
 class UnknownRun(_Unknown):
     id = "unknown-run"
     noun = "run"
+
+
+class UnknownRecipe(_Unknown):
+    id = "unknown-recipe"
+    noun = "recipe"
 
 
 class BadName(BadInput):
@@ -176,6 +181,8 @@ class NoSshProgram(ConnectionFailed):
 class RemoteCommandFailed(GpuopsError):
     exit_code = 70
     id = "remote-command-failed"
+    result: object = None
+    """The `gpuops.transports.Result`, where the command came to an end."""
 
 
 class RemoteFileMissing(RemoteCommandFailed):

@@ -23,7 +23,7 @@ class Settings:
     falls back to AWS_REGION and AWS_DEFAULT_REGION, as in the AWS tools; `types` are tried in order (empty: the
     provider's choice); `max_hours` is the machine's own deadline, counted from every boot; `admit` is the one address
     block that may reach ssh ("auto" asks for this computer's public address); `ssh_port` is where the image's sshd
-    listens.
+    listens; `grace_minutes` is how long after its job's end a machine that nobody fetched from stops by itself.
     """
 
     name: str = "fast-ai"
@@ -34,6 +34,7 @@ class Settings:
     max_hours: float = 12.0
     admit: str = "auto"
     ssh_port: int = 22
+    grace_minutes: float = 10.0
     home: Path = field(default_factory=lambda: _default_home())
     ssh_config: Path = field(default_factory=lambda: Path.home() / ".ssh" / "config")
 
@@ -48,6 +49,8 @@ class Settings:
             raise BadSetting(f"max_hours is {self.max_hours:g}; it must be more than 0 and at most 720 hours.")
         if not 1 <= self.disk_gb <= 16384:
             raise BadSetting(f"disk_gb is {self.disk_gb}; it must be between 1 and 16384 GB.")
+        if not 0 <= self.grace_minutes <= 24 * 60:
+            raise BadSetting(f"grace_minutes is {self.grace_minutes:g}; it must be between 0 and 1440.")
         if not 1 <= self.ssh_port <= 65535:
             raise BadSetting(f"ssh_port is {self.ssh_port}; a port is between 1 and 65535.")
 
@@ -116,7 +119,7 @@ def _typed(key: str, value: object, where: str) -> object:
             return Path(str(value)).expanduser().absolute()
         if key in {"disk_gb", "ssh_port"}:
             return int(str(value))
-        if key == "max_hours":
+        if key in {"max_hours", "grace_minutes"}:
             return float(str(value))
     except (TypeError, ValueError) as error:
         raise BadSetting(f"{where} is {value!r}, which is not a value for {key}.") from error

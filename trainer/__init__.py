@@ -3,7 +3,6 @@
 The package runs alone on a GPU machine; its results reach gpuops through files only (docs/trainer.md).
 """
 
-CONTRACT = (
-    1  # the number of the command line and the run directory's layout; gpuops checks it before it ships this folder
-)
+# The number of the command line and the run directory's layout; gpuops checks it before it ships this folder.
+CONTRACT = 1
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ from trainer.errors import Stopped, TrainerError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command: its exit code. A refusal is one line on stderr; any other error is a bug and shows its traceback."""
+    """Run one command: its exit code. A refusal is one line on stderr; any other error is a bug, with its traceback."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -69,9 +69,8 @@ def _describe(arguments: argparse.Namespace) -> None:
     for index, stage in enumerate(chosen.stages):
         frozen = {0: "all layer groups", -1: "the head"}.get(stage.freeze_to, f"layer groups from {stage.freeze_to}")
         varied = "augmented" if stage.augment else "not augmented"
-        print(
-            f"\nstage {index} {stage.name}: {frozen}, {stage.size_px} px, {varied}, batches of {stage.batch_size}, {stage.optimizer}"
-        )
+        how = f"{frozen}, {stage.size_px} px, {varied}, batches of {stage.batch_size}, {stage.optimizer}"
+        print(f"\nstage {index} {stage.name}: {how}")
         starts = schedules.cycle_starts(stage.cycles, stage.first_cycle_epochs, stage.cycle_mult)
         for start, end in zip(starts, [*starts[1:], stage.total_epochs], strict=True):
             rate = " ".join(f"{lr:g}" for lr in stage.lr) if isinstance(stage.lr, tuple) else f"{stage.lr:g}"

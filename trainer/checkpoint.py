@@ -1,7 +1,7 @@
 """One file from which a run goes on exactly: network and optimizer as tensors, the rest as JSON in the file's header.
 
-A single safetensors file, replaced atomically, so that tensors and counters can never belong to different epochs. Nothing
-random is in it: order, augmentation and dropout follow from (seed, stage, epoch).
+A single safetensors file, replaced atomically, so that tensors and counters can never belong to different epochs.
+Nothing random is in it: order, augmentation and dropout follow from (seed, stage, epoch).
 """
 
 import json

@@ -65,8 +65,8 @@ def usable_gpu() -> Device:
 def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     """Whether code built for these architectures runs on a GPU of this compute capability.
 
-    Binary code (sm_75) runs on the same major version from that minor on; PTX (compute_75) is compiled by the driver for
-    any later GPU; a trailing letter (sm_90a) binds to exactly that one. CUDA C++ Programming Guide, "Binary
+    Binary code (sm_75) runs on the same major version from that minor on; PTX (compute_75) is compiled by the driver
+    for any later GPU; a trailing letter (sm_90a) binds to exactly that one. CUDA C++ Programming Guide, "Binary
     Compatibility" and "PTX Compatibility".
     """
     for built in built_for:

@@ -70,11 +70,12 @@ def fit(
     size_px = max(stage.size_px for stage in recipe.stages)
     train, lost_train = decode_all(samples.train, round(size_px * recipe.augmentation.zoom_max), out, workers, on_step)
     valid, lost_valid = decode_all(samples.valid, size_px, out, workers, on_step)
-    report.unreadable(rundir, samples, lost_train + lost_valid)
-    if strict and (lost := lost_train + lost_valid):
+    lost = (*lost_train, *lost_valid)
+    report.found(rundir, samples, lost)
+    if lost and strict:
         raise BrokenImages(f"{len(lost)} images cannot be decoded", "Repair or remove them, or leave out --strict")
-    for part, pixels in (("training", train), ("validation", valid)):
-        _check_classes(samples.classes, pixels, part)
+    _check_classes(samples.classes, train, "training")
+    _check_classes(samples.classes, valid, "validation")
 
     run = Run(
         recipe=recipe,
@@ -84,7 +85,7 @@ def fit(
         classes=samples.classes,
         train=train,
         valid=valid,
-        unreadable=(*lost_train, *lost_valid),
+        unreadable=lost,
         workers=workers,
         on_step=on_step,
     )

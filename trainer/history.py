@@ -23,10 +23,9 @@ class Epoch:
 
     def line(self) -> str:
         """The epoch in the log."""
-        return (
-            f"{self.stage:<10} epoch {self.epoch:>2}/{self.epochs:<2}  train {self.train_loss:6.4f}  "
-            f"valid {self.valid_loss:6.4f}  accuracy {self.accuracy:.4f}  lr {self.lr:.1e}  {self.images_per_s:6.0f} img/s  {self.seconds:5.1f} s"
-        )
+        where = f"{self.stage:<10} epoch {self.epoch:>2}/{self.epochs:<2}"
+        scores = f"train {self.train_loss:6.4f}  valid {self.valid_loss:6.4f}  accuracy {self.accuracy:.4f}"
+        return f"{where}  {scores}  lr {self.lr:.1e}  {self.images_per_s:6.0f} img/s  {self.seconds:5.1f} s"
 
 
 def best(history: Sequence[Epoch]) -> Epoch:

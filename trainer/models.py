@@ -3,7 +3,6 @@
 The groups follow fast.ai 0.7: one rate for the early layers (stride up to 8), one for the late ones, one for the head.
 """
 
-import difflib
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -11,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from trainer.errors import RecipeRefused
+from trainer.knobs import closest
 from trainer.recipe import Recipe
 
 # Widths of our own networks' blocks; each block halves the image.
@@ -19,7 +19,7 @@ OWN = {"digits_net": (32, 64), "photo_net": (16, 32, 64, 128)}
 # These return more than class scores while training, or have no linear layer to replace.
 UNSUITED = frozenset({"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"})
 
-# Name prefixes of each group but the last, which is the head. ResNet's are fast.ai 0.7's; MobileNetV2's share its stride.
+# Name prefixes of each group but the last, which is the head. ResNet's are fast.ai 0.7's; MobileNetV2's follow them.
 EARLY_AND_LATE = {
     "resnet": (("conv1", "bn1", "layer1", "layer2"), ("layer3", "layer4")),
     "mobilenet_v2": (
@@ -83,10 +83,8 @@ def build(arch: str, class_count: int) -> Network:
         return Network(SmallNet(OWN[arch], class_count), (("body",), ("head",)), "head.3")
     known = [name for name in torchvision.models.list_models(module=torchvision.models) if name not in UNSUITED]
     if arch not in known:
-        matches = difflib.get_close_matches(arch, [*known, *OWN], n=1)
-        hint = f" (did you mean {matches[0]!r}?)" if matches else ""
         next_step = f"It must be a torchvision classifier that ends in a linear layer, or {' or '.join(OWN)}"
-        raise RecipeRefused(f"There is no network {arch!r}{hint}", next_step)
+        raise RecipeRefused(f"There is no network {arch!r}{closest(arch, [*known, *OWN])}", next_step)
     module = torchvision.models.get_model(arch, weights=None)
     last_layer, old = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)][-1]
     module.set_submodule(last_layer, nn.Linear(old.in_features, class_count))

@@ -33,11 +33,8 @@ def history_png(recipe: Recipe, history: Sequence[Epoch], head_rates: Sequence[f
 
     panels["accuracy"].plot(epochs, [100 * epoch.accuracy for epoch in history], "o-", color=VALID, ms=3)
     panels["accuracy"].axhline(100 * top.accuracy, color=QUIET, lw=0.8, ls=":")
-    panels["accuracy"].set(
-        title=f"Validation accuracy: last {history[-1].accuracy:.2%}, best {top.accuracy:.2%} in epoch {history.index(top) + 1}",
-        xlabel="epoch",
-        ylabel="images classified correctly (%)",
-    )
+    title = f"Accuracy: last {history[-1].accuracy:.2%}, best {top.accuracy:.2%} (epoch {history.index(top) + 1})"
+    panels["accuracy"].set(title=title, xlabel="epoch", ylabel="validation images right (%)")
 
     rates = _rates(recipe, history, head_rates)
     panels["rate"].plot(range(len(rates)), rates, color=TRAIN, lw=1)
@@ -48,6 +45,7 @@ def history_png(recipe: Recipe, history: Sequence[Epoch], head_rates: Sequence[f
     for panel in panels.values():
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.25)
+        panel.title.set_fontsize(10)
     for key in ("loss", "accuracy"):
         _mark_stages(panels[key], [epoch.stage for epoch in history], offset=0.5)
     _mark_stages(panels["rate"], [epoch.stage for epoch in history for _ in range(epoch.steps)], offset=0)

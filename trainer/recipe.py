@@ -3,17 +3,17 @@
 Nothing in a recipe names code to import (law 8): networks and data sets are looked up in fixed tables.
 """
 
-import difflib
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from trainer import schedules
 from trainer.errors import RecipeRefused
+from trainer.knobs import NUMBER, SWITCH, TEXT, WHOLE, Checked, closest, knob
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,7 +35,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> "Recipe":
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = _closest(name_or_path, [recipe.stem for recipe in shipped()])
+        hint = closest(name_or_path, [recipe.stem for recipe in shipped()])
         raise RecipeRefused(
             f"There is no recipe {name_or_path!r}{hint}", "See them with: python -m trainer recipes"
         ) from None
@@ -66,43 +66,8 @@ def from_table(table: dict[str, Any]) -> "Recipe":
     return recipe
 
 
-NUMBER, WHOLE, TEXT, SWITCH = "a number", "a whole number", "a text", "true or false"
-TYPES = {NUMBER: (int, float), WHOLE: (int,), TEXT: (str,), SWITCH: (bool,)}
-
-
-def knob(
-    kind: str,
-    default: Any,
-    unit: str,
-    reason: str,
-    *,
-    least: float | None = None,
-    most: float | None = None,
-    **more: Any,
-) -> Any:
-    """A field with its kind, unit, range and the reason for its default; docs/trainer.md has a row for each.
-
-    `several` allows a list, `one_of` only these values, `also` a second kind.
-    """
-    limits = {"kind": kind, "unit": unit, "reason": reason, "least": least, "most": most, **more}
-    return field(default=default, metadata=limits)
-
-
-class _Checked:
-    """Checks every field against its knob as soon as the value exists."""
-
-    __slots__ = ()
-    where: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        for spec in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            value = getattr(self, spec.name)
-            if spec.metadata and value is not None:
-                _check(value, spec.metadata, f"{self.where} {spec.name}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Augmentation(_Checked):
+class Augmentation(Checked):
     """How a training image is varied each time it is shown. The defaults suit photographs taken from the side."""
 
     where: ClassVar[str] = "augmentation:"
@@ -116,7 +81,7 @@ class Augmentation(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataOptions(_Checked):
+class DataOptions(Checked):
     """Where the images come from when --data does not say, how they are split and normalised."""
 
     where: ClassVar[str] = "data:"
@@ -144,7 +109,7 @@ class DataOptions(_Checked):
     )
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
+        Checked.__post_init__(self)
         for name in ("mean", "std"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or len(value) != 3:
@@ -152,7 +117,7 @@ class DataOptions(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage(_Checked):
+class Stage(Checked):
     """One stretch of training: all is held constant but the learning rate, which falls along a cosine in each cycle."""
 
     where: ClassVar[str] = "stages:"
@@ -179,7 +144,7 @@ class Stage(_Checked):
     weight_decay: float = knob(NUMBER, 0.0, "", "fast.ai 0.7; never on biases and norm weights", least=0, most=1)
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
+        Checked.__post_init__(self)
         if self.epochs is not None and (self.cycles, self.cycle_len, self.cycle_mult) != (1, 1, 1):
             what = f"Stage {self.name!r} says its length twice: epochs, and cycles, cycle_len or cycle_mult"
             raise RecipeRefused(what, "Keep one of them")
@@ -194,7 +159,7 @@ class Stage(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe(_Checked):
+class Recipe(Checked):
     """Everything that decides the result, but the images and the machine."""
 
     where: ClassVar[str] = "recipe:"
@@ -211,7 +176,7 @@ class Recipe(_Checked):
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
+        Checked.__post_init__(self)
         if not self.stages:
             raise RecipeRefused("The recipe has no [[stages]]", "Add at least one, with a name and epochs")
 
@@ -230,28 +195,12 @@ STAGE_KEYS = frozenset(spec.name for spec in fields(Stage))
 def _made(kind: Any, table: Any, where: str) -> Any:
     if not isinstance(table, dict):
         raise RecipeRefused(f"{where} must be a table, not {table!r}", "Correct the recipe")
-    known = [spec.name for spec in fields(kind)]
+    known = {spec.name for spec in fields(kind)}
     for key in table:
         if key not in known:
-            raise RecipeRefused(f"{where} has no key {key!r}{_closest(key, known)}", f"The keys are {', '.join(known)}")
+            hint = closest(key, known | STAGE_KEYS if kind is Recipe else known)
+            raise RecipeRefused(f"{where} has no key {key!r}{hint}", f"The keys are {', '.join(sorted(known))}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
-
-
-def _check(value: Any, limits: Mapping[str, Any], where: str) -> None:
-    kinds = [limits["kind"], *limits.get("also", ())]
-    types = tuple(each for kind in kinds for each in TYPES[kind])
-    for item in value if limits.get("several") and isinstance(value, tuple) else (value,):
-        # To Python true is the integer 1, but it is not a number of epochs.
-        if not isinstance(item, types) or (isinstance(item, bool) and bool not in types):
-            raise RecipeRefused(f"{where} must be {' or '.join(kinds)}, not {item!r}", "Correct the recipe")
-        least, most = limits["least"], limits["most"]
-        if (least is not None and not item >= least) or (most is not None and not item <= most):
-            span = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
-            amount = f"{item!r} {limits['unit']}".rstrip()
-            raise RecipeRefused(f"{where} is {amount}; it must be {span}", "Correct the recipe")
-        if "one_of" in limits and item not in limits["one_of"]:
-            hint = _closest(str(item), limits["one_of"])
-            raise RecipeRefused(f"{where} is {item!r}{hint}", f"It must be {' or '.join(limits['one_of'])}")
 
 
 def _override(table: dict[str, Any], override: str) -> None:
@@ -278,8 +227,3 @@ def _override(table: dict[str, Any], override: str) -> None:
     if not isinstance(place, dict):
         raise RecipeRefused(f"--set {key} does not name one value", "Write --set stages.0.epochs=3")
     place[last] = value
-
-
-def _closest(word: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -32,8 +32,8 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def unreadable(rundir: RunDir, samples: Samples, lost: Sequence[Unreadable]) -> None:
-    """Count and name what was found but cannot be used."""
+def found(rundir: RunDir, samples: Samples, lost: Sequence[Unreadable]) -> None:
+    """Count and name what the data holds that cannot be used."""
     if samples.ignored:
         say(f"ignored: {len(samples.ignored)} files that are not images: {_listed(samples.ignored)}")
         rundir.record("ignored", files=list(samples.ignored))

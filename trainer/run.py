@@ -52,5 +52,5 @@ class Run:
         images = [self.train.names, self.train.labels, self.valid.names, self.valid.labels, self.classes]
         return {
             "recipe": self.recipe.sha256,
-            "images": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
+            "image set": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
         }

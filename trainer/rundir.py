@@ -49,8 +49,9 @@ class RunDir:
 
     def cut_metrics(self, length_bytes: int) -> None:
         """Forget what was recorded after a checkpoint that stands at this length."""
-        with writing(self.metrics), self.metrics.open("ab") as file:
-            file.truncate(length_bytes)
+        if self.metrics.exists() and self.metrics.stat().st_size > length_bytes:
+            with writing(self.metrics), self.metrics.open("ab") as file:
+                file.truncate(length_bytes)
 
     def beat(self) -> None:
         """Say that the run advances; at most every two seconds."""

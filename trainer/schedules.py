@@ -1,7 +1,8 @@
 """Learning rates as pure functions of progress: no scheduler object, so no scheduler state to save or restore wrongly.
 
-SGDR: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (arXiv:1608.03983), eq. 5 with a floor of
-0, applied per batch as in fast.ai 0.7, but without its undocumented warm-up over the first twentieth of the first cycle.
+SGDR: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (arXiv:1608.03983), eq. 5 with a floor
+of 0, applied per batch as in fast.ai 0.7, but without its undocumented warm-up over the first twentieth of the first
+cycle.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What happens to an image between the cache and the network: on uint8, but for the last step, which runs on the device.
+"""What happens to an image between cache and network: on uint8, but for the last step, which runs on the device.
 
-The variations and their probabilities are those of fast.ai 0.7's `transforms_side_on` with `max_zoom` (its transforms.py);
-the numbers come from a generator that belongs to (seed, stage, epoch, image) instead of one global stream.
+The variations and their probabilities are those of fast.ai 0.7's `transforms_side_on` with `max_zoom` (its
+transforms.py); the numbers come from a generator that belongs to (seed, stage, epoch, image), not from a global stream.
 """
 
 import math

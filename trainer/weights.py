@@ -1,4 +1,4 @@
-"""Pretrained weights into a network, a network's weights out: safetensors files, which hold nothing but tensors (law 8)."""
+"""Pretrained weights into a network, its weights out: safetensors files, which hold nothing but tensors (law 8)."""
 
 import urllib.error
 from dataclasses import dataclass

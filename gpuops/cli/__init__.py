@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from gpuops import __version__
-from gpuops.cli import machines, sandbox
+from gpuops.cli import machines, runs, sandbox
 from gpuops.errors import BadInput, Bug, GpuopsError
 
 _INTERRUPTED_EXIT_CODE = 130
@@ -48,6 +48,10 @@ cli.add_command(machines.up)
 cli.add_command(machines.status)
 cli.add_command(machines.ssh)
 cli.add_command(machines.down)
+cli.add_command(runs.train)
+cli.add_command(runs.attach)
+cli.add_command(runs.pull)
+cli.add_command(runs.runs)
 cli.add_command(sandbox.group)
 
 

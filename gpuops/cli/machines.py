@@ -20,35 +20,39 @@ if TYPE_CHECKING:
     from gpuops.lifecycle import Plan
     from gpuops.machine import Inventory, Offer
     from gpuops.settings import Settings
+    from gpuops.workflow import Farewell
 
 
 def _where(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which machine, and at which provider."""
+    """The options that say at which provider."""
     command = click.option("--region", help="The provider's region. Default: us-west-2.")(command)
-    command = click.option("--provider", help="Where machines come from. Default: aws.")(command)
-    return click.argument("name", required=False)(command)
+    return click.option("--provider", help="Where machines come from. Default: aws.")(command)
+
+
+def machine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what kind of machine is launched."""
+    for option in (
+        click.option("--admit", help="The one address block that may reach ssh. Default: this computer's address."),
+        click.option("--max-hours", type=float, help="It stops by itself this long after every boot. Default: 12."),
+        click.option("--disk-gb", type=int, help="Size of the disk. Default: 100."),
+        click.option("--type", "types", multiple=True, help="Machine type; several are tried in order."),
+        _where,
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
-@_where
-@click.option("--type", "types", multiple=True, help="Machine type; give it several times to try them in order.")
-@click.option("--disk-gb", type=int, help="Size of the disk. Default: 100.")
-@click.option("--max-hours", type=float, help="The machine stops by itself this long after every boot. Default: 12.")
-@click.option("--admit", help="The one address block that may reach ssh. Default: this computer's address.")
+@click.argument("name", required=False)
+@machine_options
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 def up(yes: bool, **flags: object) -> None:
     """Start the machine (or launch it), and make `ssh NAME` work."""
     from gpuops import workflow
 
-    settings = _settings(**flags)
+    settings = resolve(**flags)
     with screen.Progress() as progress:
-
-        def confirm(plan: Plan) -> None:
-            progress.pause()
-            _show_plan(plan, settings)
-            screen.ask(_question(plan), yes=yes or _costs_nothing_new(plan))
-
-        machine = workflow.up(settings, confirm=confirm, tell=progress.tell)
+        machine = workflow.up(settings, confirm=confirm_plan(settings, progress, yes=yes), tell=progress.tell)
     click.echo(f"{machine.name} runs: {machine.type} in {machine.place}, {cost.per_hour(machine)}.")
     click.echo(_stops(machine))
     book = workflow.address_book(settings)
@@ -64,7 +68,7 @@ def status(as_json: bool, **flags: object) -> None:
     """Show every machine in every region, and what it costs."""
     from gpuops import workflow
 
-    inventory = workflow.status(_settings(**flags))
+    inventory = workflow.status(resolve(**flags))
     click.echo(_status_json(inventory) if as_json else _status_text(inventory))
     if inventory.unanswered and not as_json:
         raise VendorUnreachable(
@@ -86,36 +90,65 @@ def ssh(name: str | None, command: tuple[str, ...]) -> None:
             left_behind="Nothing was changed.",
             next_step="Install OpenSSH's client (Debian and Ubuntu: apt install openssh-client).",
         )
-    machine, config = workflow.reach(_settings(name=name))
+    machine, config = workflow.reach(resolve(name=name))
     os.execvp("ssh", ["ssh", "-F", str(config), machine.name, *command])
 
 
 @click.command()
+@click.argument("name", required=False)
 @_where
 @click.option("--terminate", is_flag=True, help="Delete the machine and its disk, after asking.")
+@click.option("--discard", is_flag=True, help="With --terminate: give up runs and files that are nowhere else.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
-def down(terminate: bool, yes: bool, **flags: object) -> None:
+def down(terminate: bool, discard: bool, yes: bool, **flags: object) -> None:
     """Stop the machine and keep its disk."""
     from gpuops import workflow
 
     with screen.Progress() as progress:
 
-        def confirm(machine: Machine) -> None:
+        def confirm(farewell: Farewell) -> None:
             progress.pause()
-            screen.ask(f"Delete {machine.name} ({machine.id}) and everything on its disk?", yes=yes)
+            if question := _farewell_question(farewell):
+                screen.ask(question, yes=yes)
 
-        machine = workflow.down(_settings(**flags), terminate=terminate, confirm=confirm, tell=progress.tell)
+        machine = workflow.down(
+            resolve(**flags), terminate=terminate, discard=discard, confirm=confirm, tell=progress.tell
+        )
     if machine.state.exists:
         click.echo(f"{machine.name} is {machine.state.value}: $0/h. Its disk is kept and costs {cost.disk(machine)}.")
     else:
         click.echo(f"{machine.name} is gone, with its disk: it costs nothing any more.")
 
 
-def _settings(**flags: object) -> Settings:
+def resolve(**flags: object) -> Settings:
+    """Settings from these flags, this environment and this folder."""
     from gpuops import settings
 
     flags = {key: value or None if isinstance(value, tuple) else value for key, value in flags.items()}
     return settings.resolve(flags, environ=os.environ, folder=Path.cwd())
+
+
+def confirm_plan(settings: Settings, progress: screen.Progress, *, yes: bool) -> Callable[[Plan], None]:
+    """Show what is about to be done and what it costs, and ask, unless nothing new will bill."""
+
+    def confirm(plan: Plan) -> None:
+        progress.pause()
+        _show_plan(plan, settings)
+        screen.ask(_question(plan), yes=yes or _costs_nothing_new(plan))
+
+    return confirm
+
+
+def _farewell_question(farewell: Farewell) -> str:
+    """What to ask before this stop or deletion; "" where nothing is at stake."""
+    machine, seen = farewell.machine, farewell.disk
+    if farewell.terminate:
+        return f"Delete {machine.name} ({machine.id}) and everything on its disk?"
+    if seen and seen.running:
+        return f"Run {seen.running[0]} is going on there and would be interrupted. Stop {machine.name}?"
+    if seen and seen.not_home:
+        return f"{len(seen.not_home)} runs are not home yet (`gpuops pull`); the disk is kept. Stop {machine.name}?"
+    return ""
 
 
 def _costs_nothing_new(plan: Plan) -> bool:

@@ -45,6 +45,13 @@ class Progress:
         self._finish("✓" if error is None else "✗")
         self.pause()
 
+    def show(self, output: bytes) -> None:
+        """Pass on what the job on the machine says, as it says it."""
+        self._finish("✓")
+        self.pause()
+        sys.stdout.buffer.write(output)
+        sys.stdout.buffer.flush()
+
     def pause(self) -> None:
         """Give the terminal back, for a question or another program."""
         if self._live:

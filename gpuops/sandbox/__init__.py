@@ -100,8 +100,9 @@ def environment(folder: Path, cloud: Cloud) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_SESSION_TOKEN": "",
-        # An AWS_PROFILE of the person's would be looked up, and an SDK fails on one that it doesn't find.
+        # A profile of the person's would be looked up, and an SDK fails on one that it doesn't find.
         "AWS_PROFILE": "default",
+        "AWS_DEFAULT_PROFILE": "default",
         "AWS_CONFIG_FILE": str(place.aws_config),
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -137,11 +138,10 @@ def _running(place: Folder) -> Cloud | None:
 
     Neither the announcement nor the process id in it proves anything: both outlive a power cut, and ids are used again.
     """
-    try:
-        announced = json.loads(place.announcement.read_text(encoding="utf-8"))
-        url, pid = announced["url"], announced["pid"]
-    except (OSError, ValueError, KeyError):
+    announced = _read_announcement(place)
+    if announced is None:
         return None
+    url, pid = announced
     # Not urllib.request, which goes through the person's proxy and takes 50 ms to import.
     line = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=5)
     try:
@@ -156,21 +156,32 @@ def _running(place: Folder) -> Cloud | None:
     return Cloud(url=url, pid=pid, folder=place.root, log=place.log)
 
 
+def _read_announcement(place: Folder) -> tuple[str, int] | None:
+    try:
+        announced = json.loads(place.announcement.read_text(encoding="utf-8"))
+        return str(announced["url"]), int(announced["pid"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _start(place: Folder, boot_seconds: float, python: Path) -> Cloud:
     _refuse_missing_packages()
     place.aws_config.write_text("[default]\n", encoding="utf-8")
-    process = None
+    process: subprocess.Popen[bytes] | None = None
     deadline = time.monotonic() + _READY_WITHIN_S
-    while time.monotonic() < deadline:
-        if cloud := _running(place):
-            return cloud
-        if process is None and not _is_alive(place):  # else one is just ending, or was left starting by a Ctrl-C
-            process = _spawn(place, boot_seconds, python)
-        if process is not None and process.returncode is not None:
-            break
-        time.sleep(_POLL_S)
-    if process is not None:
-        process.kill()
+    try:
+        while time.monotonic() < deadline:
+            if cloud := _running(place):
+                process = None  # from now on it's on its own
+                return cloud
+            if process is None and not _is_alive(place):  # else one is just ending
+                process = _spawn(place, boot_seconds, python)
+            if process is not None and process.returncode is not None:
+                break
+            time.sleep(_POLL_S)
+    finally:
+        if process is not None:  # too slow, or this call was interrupted
+            process.kill()
     last_words = "\n".join(place.log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
     raise SandboxError(
         f"The sandbox's cloud didn't start. Its last words:\n{last_words}", next_step=f"less {place.log}"
@@ -202,7 +213,10 @@ def _stop(place: Folder) -> None:
     if not _is_alive(place):
         place.announcement.unlink(missing_ok=True)
         return
-    pid = int(json.loads(place.announcement.read_text(encoding="utf-8"))["pid"])
+    announced = _read_announcement(place)
+    if announced is None:
+        raise SandboxError(f"The cloud in {place.root} is just starting.", next_step="Try again in a few seconds.")
+    _url, pid = announced
     os.kill(pid, signal.SIGTERM)
     if not _wait_until_free(place, timeout_s=_STOPPED_WITHIN_S):
         os.kill(pid, signal.SIGKILL)  # its machines end with it: they watch for that
@@ -211,7 +225,10 @@ def _stop(place: Folder) -> None:
 
 
 def _is_alive(place: Folder) -> bool:
-    """True while a cloud holds the folder's lock, whether it answers or not."""
+    """True while a cloud holds the folder's lock, whether it answers or not.
+
+    To look is to take the lock for a moment: only for whoever holds the command lock, or a cloud would find it taken.
+    """
     return place.alive.exists() and not _wait_until_free(place, timeout_s=0)
 
 

@@ -13,14 +13,16 @@ import json
 import os
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Request, Response
 
-from gpuops.sandbox.faults import Call, Plan, error_body
+from gpuops.sandbox.faults import Call, Fault, Plan, error_body
 from gpuops.sandbox.folder import FORMAT
 
 if TYPE_CHECKING:
@@ -48,19 +50,23 @@ class Endpoint:
         self._calls.append(call)
         fault = self._plan.take(call)
         if fault is None:
-            return self._carry_out(request)
-        answer = None
-        if fault.after or not fault.code:
-            answer = self._carry_out(request)
-        time.sleep(fault.hang_s)
+            return self._carry_out(request, call)
+        answer = _error(fault, call)
         if not fault.code:
-            return answer or Response(status=500)
-        body, content_type = error_body(fault, call)
-        return Response(body, status=fault.status, content_type=content_type)
+            answer = self._carry_out(request, call)
+        elif fault.after:
+            self._carry_out(request, call)
+        time.sleep(fault.hang_s)
+        return answer
 
-    def _carry_out(self, request: Request) -> Response:
-        with self._lock:
-            return Response.from_app(self._moto, request.environ, buffered=True)
+    def _carry_out(self, request: Request, call: Call) -> Response:
+        try:
+            with self._lock:
+                return Response.from_app(self._moto, request.environ, buffered=True)
+        except Exception as error:  # what moto can't do; as a page of HTML, an SDK would only say that it can't read it
+            traceback.print_exc()
+            why = f"The sandbox can't carry out {call.action}: {error!r}"
+            return _error(Fault(action=call.action, code="Unimplemented", message=why, status=501), call)
 
     def _control(self, request: Request) -> Response:
         match (request.method, request.path):
@@ -71,7 +77,7 @@ class Endpoint:
             case ("POST", "/gpuops/faults"):
                 try:
                     self._plan.add(request.get_json(force=True))
-                except TypeError as error:
+                except (TypeError, BadRequest) as error:
                     return Response(f"{error}\n", status=400)
                 return Response(status=204)
             case ("DELETE", "/gpuops/faults"):
@@ -90,6 +96,11 @@ def _read_call(request: Request) -> Call:
     region, service = (scope[2], scope[3]) if len(scope) > 3 else ("", "")
     action = target.rpartition(".")[2] or parameters.get("Action", "")
     return Call(service, action, region, time.time(), parameters)
+
+
+def _error(fault: Fault, call: Call) -> Response:
+    body, content_type = error_body(fault, call)
+    return Response(body, status=fault.status, content_type=content_type)
 
 
 def _shown(call: Call) -> dict[str, object]:

@@ -29,9 +29,10 @@ class Call:
 class Fault:
     """What happens to the next `times` calls of `action`.
 
-    With a `code`, they are answered with that error and HTTP `status`. With `after`, they are carried out first: the
-    caller gets an error for something that has happened. `hang_s` delays the answer; without a `code` it's all that
-    happens. `region` and `match` (parameter: what its value contains) narrow the calls down.
+    With a `code`, they are answered with that error and HTTP `status` instead of being carried out. With `after`, they
+    are carried out all the same: the caller gets an error for something that has happened. `hang_s` delays the answer;
+    without a `code` it's all that happens. `region` and `match` (parameter: what its value contains) narrow the calls
+    down.
     """
 
     action: str

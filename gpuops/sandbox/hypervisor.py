@@ -48,14 +48,18 @@ class Hypervisor:
         self._python = python
         self._machines: dict[str, _Machine] = {}
         self._last_consoles: dict[str, bytes] = {}
+        self._closed = False
+        self._change = threading.Lock()
 
     def boot(self, boot: Boot, *, ended: Callable[[int], None]) -> None:
         """Start the machine. `ended` is told the exit code when it ends without having been asked to."""
         folder = self._folder / boot.instance_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         machine = _Machine(folder, boot, self._python, ended)
-        self._machines[boot.instance_id] = machine
-        machine.start()
+        with self._change:
+            if not self._closed:
+                self._machines[boot.instance_id] = machine
+                machine.start()
 
     def reboot(self, instance_id: str) -> None:
         """End what runs on the machine and boot it again, at the same address."""
@@ -70,8 +74,11 @@ class Hypervisor:
         if machine := self._machines.get(instance_id):
             machine.shut_down()
 
-    def shut_down_all(self) -> None:
-        stops = [threading.Thread(target=machine.shut_down) for machine in self._machines.values()]
+    def close(self) -> None:
+        """End all machines, and start none from now on."""
+        with self._change:
+            self._closed = True
+            stops = [threading.Thread(target=machine.shut_down) for machine in self._machines.values()]
         for stop in stops:
             stop.start()
         for stop in stops:

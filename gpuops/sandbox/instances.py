@@ -22,6 +22,7 @@ from gpuops.sandbox.hypervisor import POWERED_OFF, Boot, Hypervisor
 
 _CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
 _SETTLING_S = 0.3  # stopping → stopped and shutting-down → terminated; on EC2 it's tens of seconds
+_CHECKS_S = 0.5  # running → its status checks have passed; on EC2 it's minutes
 
 _PENDING = StateReason("pending", "pending")
 _NONE = StateReason()
@@ -38,7 +39,7 @@ class Instances:
         self._lock = lock
         self._hypervisor = hypervisor
         self._boot_s = boot_seconds
-        self._ready_at: dict[str, float] = {}
+        self._checked_at: dict[str, float] = {}
         # moto imports the function by name, so it's replaced where it's used.
         moto.ec2.models.elastic_network_interfaces.random_public_ip = PublicAddresses().take  # type: ignore[attr-defined]
 
@@ -84,7 +85,7 @@ class Instances:
         """Boot it again; it keeps its state and its address."""
         if instance.state != "running":
             raise _incorrect_state(instance, "rebooted")
-        self._ready_at[instance.id] = time.monotonic() + self._boot_s
+        self._checked_at[instance.id] = time.monotonic() + _CHECKS_S
         self._hypervisor.reboot(instance.id)
 
     def health(self, instance: Instance) -> str:
@@ -93,7 +94,7 @@ class Instances:
             return "not-applicable"
         if self._hypervisor.has_crashed(instance.id):
             return "impaired"
-        return "initializing" if time.monotonic() < self._ready_at[instance.id] else "ok"
+        return "initializing" if time.monotonic() < self._checked_at[instance.id] else "ok"
 
     def _run(self, instance: Instance) -> None:
         with self._lock:
@@ -102,7 +103,7 @@ class Instances:
             for nic in instance.nics.values():
                 nic.start()  # takes a new public address
             self._enter(instance, "running", _NONE)
-            self._ready_at[instance.id] = time.monotonic() + self._boot_s
+            self._checked_at[instance.id] = time.monotonic() + _CHECKS_S
             boot = Boot(
                 instance_id=instance.id,
                 host=instance.public_ip or instance.private_ip or "",

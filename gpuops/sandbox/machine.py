@@ -63,7 +63,8 @@ def read_config(directory: Path) -> Config:
     if written.pop("format") != 1:
         raise SystemExit(f"{directory}/config.json was written by another version of gpuops.")
     user_data = base64.b64decode(written.pop("user_data"), validate=True)
-    return Config(directory=directory, user_data=user_data, **written)
+    known = {key: value for key, value in written.items() if key in Config.__dataclass_fields__}
+    return Config(directory=directory, user_data=user_data, **known)
 
 
 class _SwitchedOff(BaseException):

@@ -14,6 +14,7 @@ from pathlib import Path
 from gpuops.sandbox import first_boot, processes, system_commands
 from gpuops.sandbox.first_boot import NotUnderstood
 from gpuops.sandbox.machine import STOPPED, Config, read_config
+from gpuops.sandbox.openssh_server import OpensshServer
 from gpuops.sandbox.processes import Processes
 from gpuops.sandbox.ssh_server import SshServer
 from gpuops.sandbox.systemd import Power, Systemd
@@ -33,7 +34,8 @@ class OperatingSystem:
         self._systemd = Systemd(
             self._processes, booted_at=loop.time(), switch=self._switch, misunderstood=self._stop_the_boot
         )
-        self._ssh = SshServer(self._processes, user=config.user, home=config.home)
+        server = OpensshServer if config.server == "openssh" else SshServer
+        self._ssh = server(self._processes, user=config.user, home=config.home)
         loop.add_signal_handler(signal.SIGCHLD, self._processes.reap)
         loop.add_signal_handler(signal.SIGTERM, self._end, STOPPED)
         loop.add_reader(sys.stdin.fileno(), self._read_stdin)

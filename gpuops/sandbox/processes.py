@@ -22,7 +22,7 @@ class Processes:
     """What the operating system started. `reap` is its SIGCHLD handler: every end is met here, orphans' too."""
 
     def __init__(self, environment: Mapping[str, str], home: Path) -> None:
-        self._environment = environment
+        self.environment = environment
         self._home = home
         self._running: dict[int, tuple[subprocess.Popen[bytes], asyncio.Future[int]]] = {}
 
@@ -47,7 +47,7 @@ class Processes:
             stdout=stdout,
             stderr=stderr,
             cwd=self._home if self._home.is_dir() else "/",
-            env={**self._environment, **(environment or {})},
+            env={**self.environment, **(environment or {})},
             start_new_session=True,
             preexec_fn=_take_terminal if terminal else None,
         )

@@ -9,8 +9,10 @@ import signal
 import struct
 import subprocess
 import termios
+from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import asyncssh
 
@@ -18,6 +20,8 @@ from gpuops.sandbox.processes import Processes
 
 # How long the last output of a terminal is waited for after its command has ended.
 _LAST_OUTPUT_S = 1.0
+
+_CHUNK = 1 << 16
 
 
 class SshServer:
@@ -66,6 +70,7 @@ class SshServer:
             process.exit(code)
         else:
             process.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
+        await process.wait_closed()
 
     async def _with_pipes(self, process: Any) -> int:
         child = self._processes.start(
@@ -75,10 +80,10 @@ class SshServer:
             stderr=subprocess.PIPE,
             environment=_connection_environment(process),
         )
-        process.set_redirect_pid(child.pid)
+        assert child.stdin
         # The end of the output is sent by exit(), when both streams have ended: the one may outlive the other.
-        await process.redirect(child.stdin, child.stdout, child.stderr, send_eof=False)
-        code = await self._processes.exit_code(child)
+        await process.redirect(stdout=child.stdout, stderr=child.stderr, send_eof=False)
+        code = await self._ended(child, _feed(process, child, child.stdin))
         # As sshd does, stay until whatever inherited the output has closed it too.
         await process.stdout.drain()
         await process.stderr.drain()
@@ -86,8 +91,7 @@ class SshServer:
 
     async def _in_terminal(self, process: Any) -> int:
         ours, theirs = os.openpty()
-        width, height, pixel_width, pixel_height = process.term_size
-        fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, pixel_width, pixel_height))
+        _set_size(ours, process.term_size)
         environment = {"TERM": process.term_type, "SSH_TTY": os.ttyname(theirs)}
         child = self._processes.start(
             _shell(process),
@@ -98,14 +102,59 @@ class SshServer:
             terminal=True,
         )
         os.close(theirs)
-        process.set_redirect_pid(child.pid)
-        # When the client vanishes both ends of ours are closed, and the kernel sends SIGHUP to whoever is in front.
-        await process.redirect(os.dup(ours), ours, send_eof=False)
-        code = await self._processes.exit_code(child)
+        # When the client vanishes both of these are closed, and the kernel sends SIGHUP to whoever is in front.
+        keyboard = os.fdopen(os.dup(ours), "wb", buffering=0)
+        await process.redirect(stdout=ours, send_eof=False)
+        code = await self._ended(child, _feed(process, child, keyboard))
         # What still holds the terminal gets that SIGHUP too: unlike a pipe, sshd doesn't wait for it.
         with_deadline = asyncio.wait_for(process.stdout.drain(), _LAST_OUTPUT_S)
         await asyncio.gather(with_deadline, return_exceptions=True)
         return code
+
+    async def _ended(self, child: subprocess.Popen[bytes], feeding: Coroutine[Any, Any, None]) -> int:
+        """The child's exit code, once it has ended; until then it is fed."""
+        feeder = asyncio.ensure_future(feeding)
+        try:
+            return await self._processes.exit_code(child)
+        finally:
+            feeder.cancel()
+
+
+async def _feed(process: Any, child: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
+    """Pass on what the client types, sends by signal, and does to its window.
+
+    Not by `process.redirect`: asyncssh 2.24 then writes while asyncio's pipe is in the middle of telling it to, and the
+    pipe is closed over the last of the input (1 MB into `cat`, and up to 80 KB of it were lost).
+    """
+    protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_write_pipe(lambda: protocol, pipe)
+    writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    try:
+        while True:
+            try:
+                data = await process.stdin.read(_CHUNK)
+            except asyncssh.TerminalSizeChanged as changed:
+                _set_size(pipe.fileno(), changed.term_size)
+            except asyncssh.SignalReceived as received:
+                with suppress(AttributeError, ProcessLookupError):
+                    os.killpg(child.pid, getattr(signal, f"SIG{received.signal}"))
+            except asyncssh.BreakReceived:
+                pass
+            else:
+                if not data:
+                    return
+                writer.write(data)
+                await writer.drain()
+    except (OSError, asyncssh.Error):
+        pass  # The command reads no further, or the client is gone.
+    finally:
+        writer.close()
+
+
+def _set_size(terminal: int, size: tuple[int, int, int, int]) -> None:
+    width, height, pixel_width, pixel_height = size
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, pixel_width, pixel_height))
 
 
 class _Connection(asyncssh.SSHServer):
@@ -148,6 +197,10 @@ class _SftpServer(asyncssh.SFTPServer):
 
     def map_path(self, path: bytes) -> bytes:
         return path if path.startswith(b"/") else self._home + b"/" + path
+
+    def exit(self) -> None:
+        # asyncssh 2.24 ends an SFTP session without an exit status, which OpenSSH's scp takes for a failure.
+        self.channel.exit(0)
 
 
 def _shell(process: Any) -> list[str]:

@@ -36,7 +36,7 @@ class Result:
             f"`{shown(self.argv)}` on {machine_name} exited with {self.exit_code}.\n{self.tail}".rstrip(),
             next_step=f"Look around there: ssh {machine_name}",
         )
-        error.result = self  # type: ignore[attr-defined]
+        error.result = self
         raise error
 
 

@@ -16,7 +16,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 from gpuops.errors import ConnectionFailed, HostKeyChanged, KeyRefused, MachineUnreachable
 from gpuops.machine import Address, Machine
 
-KEEPALIVE_S = 20
+_KEEPALIVE_S = 20
 _LINE_LOST_S = 60
 # Bytes under way before the other side must wait for us: 8 MiB fill a 600 Mbit/s path of 100 ms.
 WINDOW_BYTES = 8 * 2**20
@@ -49,7 +49,7 @@ def shake_hands(machine: Machine, *, identity_file: Path, connect_timeout_s: flo
     except BaseException:
         line.close()
         raise
-    line.set_keepalive(KEEPALIVE_S)
+    line.set_keepalive(_KEEPALIVE_S)
     return line
 
 

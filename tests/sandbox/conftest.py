@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 
 from gpuops import sandbox
 
-BOOT_S = 0.15
+BOOT_S = 0.3
 DEADLINE_S = 20.0
 REGION = "us-east-1"
 
@@ -95,6 +95,19 @@ class Rig:
 def user_data(*bootcmd: str) -> str:
     """A cloud-config that runs these shell lines on every boot."""
     return "#cloud-config\nssh_pwauth: false\n" + f"bootcmd: {json.dumps(bootcmd)}\n"
+
+
+def processes_of_machines(folder: Path, instance_id: str = "") -> list[int]:
+    """The processes whose command line names a machine, or this machine, of this sandbox."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode("utf-8", "replace")
+        except OSError:
+            continue
+        if f"{folder}/machines/{instance_id}" in command:
+            found.append(int(process.name))
+    return found
 
 
 def refused(call: Callable[..., Any], **parameters: Any) -> str:

@@ -20,7 +20,7 @@ import pytest
 from gpuops import sandbox
 from gpuops.errors import SandboxError
 
-from .conftest import Rig, until
+from .conftest import Rig, processes_of_machines, until
 
 
 @pytest.fixture
@@ -42,17 +42,11 @@ def run_python(code: str, *arguments: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def processes_of_machines(folder: Path) -> list[int]:
-    """The processes whose command line names a machine of this sandbox."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().decode("utf-8", "replace")
-        except OSError:
-            continue
-        if f"{folder}/machines/" in command:
-            found.append(int(process.name))
-    return found
+def leave_announcement(folder: Path) -> None:
+    """As after a power cut, when the dead cloud's process id has become that of another process: this one."""
+    folder.mkdir()
+    announced = {"format": 1, "pid": os.getpid(), "url": "http://127.0.0.1:9"}
+    (folder / "cloud.json").write_text(json.dumps(announced))
 
 
 def launch(cloud: sandbox.Cloud) -> dict[str, Any]:
@@ -80,6 +74,7 @@ def test_start_finds_the_cloud_that_runs_and_status_names_it(cloud: sandbox.Clou
 
 
 def test_one_cloud_however_many_commands_start_it_outlives_them_and_is_deleted_with_its_machines(folder: Path) -> None:
+    leave_announcement(folder)
     start = "import sys, pathlib; from gpuops import sandbox; print(sandbox.start(pathlib.Path(sys.argv[1])).pid)"
     with ThreadPoolExecutor(2) as pool:
         pids = set(pool.map(lambda _: run_python(start, str(folder)), range(2)))
@@ -102,21 +97,13 @@ def test_one_cloud_however_many_commands_start_it_outlives_them_and_is_deleted_w
     sandbox.reset(folder)  # gone already is fine
 
 
-def test_machines_die_with_a_cloud_that_is_killed_and_another_can_start(folder: Path) -> None:
+def test_machines_die_with_a_cloud_that_is_killed(folder: Path) -> None:
     killed = sandbox.start(folder, boot_seconds=0.1)
     launch(killed)
     os.kill(killed.pid, signal.SIGKILL)
     until(lambda: processes_of_machines(folder) == [], "the machines' end")
-    assert (folder / "cloud.json").exists()  # as after a power cut
+    assert (folder / "cloud.json").exists()
     assert sandbox.status(folder) is None
-
-    again = sandbox.start(folder)
-
-    assert again.pid != killed.pid
-    assert sandbox.status(folder) == again
-    sandbox.stop(folder)
-    assert sandbox.status(folder) is None
-    sandbox.stop(folder)  # stopped already is fine
 
 
 def test_a_process_that_has_the_old_clouds_id_is_not_taken_for_it(folder: Path) -> None:
@@ -164,6 +151,7 @@ def test_the_environment_turns_any_sdk_to_the_sandbox_whatever_the_person_has_se
         "len(boto3.client('ec2', region_name='eu-west-1').describe_regions()['Regions']))",
         **{
             "AWS_PROFILE": "work",
+            "AWS_DEFAULT_PROFILE": "work",
             "AWS_ENDPOINT_URL_EC2": "http://127.0.0.1:9",
             "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true",
             "HTTP_PROXY": "http://127.0.0.1:9",

@@ -83,6 +83,12 @@ def test_a_forgotten_plan_and_a_misspelt_one_do_nothing(rig: Rig) -> None:
         assert "codee" in answer.read().decode()
 
 
+def test_what_the_sandbox_cannot_do_is_said_in_an_error_that_an_sdk_can_read(rig: Rig) -> None:
+    with pytest.raises(ClientError, match="can't carry out GetSpotPlacementScores") as raised:
+        rig.client().get_spot_placement_scores(TargetCapacity=1, InstanceTypes=["g4dn.xlarge"])
+    assert raised.value.response["Error"]["Code"] == "Unimplemented"
+
+
 def test_calls_are_listed_with_their_region(rig: Rig) -> None:
     rig.client(region="eu-west-2").describe_vpcs()
     call = rig.calls("DescribeVpcs")[-1]

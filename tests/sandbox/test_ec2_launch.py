@@ -75,8 +75,11 @@ def test_the_token_of_a_terminated_instance_is_spent(rig: Rig, token: str) -> No
 def test_a_refused_launch_and_a_dry_run_spend_no_token(rig: Rig, token: str) -> None:
     client = rig.client()
     assert refused(client.run_instances, **rig.request(ClientToken=token, DryRun=True)) == "DryRunOperation"
-    full = [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 8}}]
-    assert refused(client.run_instances, **rig.request(ClientToken=token, BlockDeviceMappings=full)).startswith("Inv")
+    small = [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 8}}]
+    assert (
+        refused(client.run_instances, **rig.request(ClientToken=token, BlockDeviceMappings=small))
+        == "InvalidBlockDeviceMapping"
+    )
     assert run(rig, token)["State"]["Name"] == "pending"
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import re
+import signal
 import socket
 import time
 from typing import Any
 
-from .conftest import BOOT_S, Rig, refused, until, user_data
+from .conftest import BOOT_S, Rig, processes_of_machines, refused, until, user_data
 
 PUBLIC = ipaddress.ip_network("127.64.0.0/10")
 
@@ -201,13 +204,32 @@ def test_the_latest_console_needs_a_nitro_type(rig: Rig) -> None:
     assert refused(rig.client().get_console_output, InstanceId=xen, Latest=True) == "UnsupportedOperation"
 
 
-def test_status_checks_take_a_while_then_pass(rig: Rig) -> None:
-    def status(**parameters: Any) -> Any:
-        return rig.client().describe_instance_status(InstanceIds=[instance_id], **parameters)["InstanceStatuses"]
+def test_a_machine_that_crashed_is_impaired_still_runs_and_can_be_rebooted(rig: Rig) -> None:
+    instance_id = rig.running()["InstanceId"]
+    until(lambda: "login:" in rig.console(instance_id), "a boot")
+    for pid in processes_of_machines(rig.cloud.folder, instance_id):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
-    instance_id = rig.launch()
-    assert status() == []
-    assert status(IncludeAllInstances=True)[0]["InstanceStatus"]["Status"] == "not-applicable"
-    rig.wait(instance_id, "running")
-    assert status()[0]["InstanceStatus"]["Status"] == "initializing"
-    until(lambda: status()[0]["InstanceStatus"]["Status"] == "ok", "checks passed")
+    def health() -> Any:
+        [status] = rig.client().describe_instance_status(InstanceIds=[instance_id])["InstanceStatuses"]
+        return status["InstanceStatus"]["Status"]
+
+    until(lambda: health() == "impaired", "impaired")
+    assert rig.state(instance_id) == "running"
+    rig.client().reboot_instances(InstanceIds=[instance_id])
+    until(lambda: health() == "ok", "ok")
+
+
+def test_status_checks_take_a_while_then_pass(rig: Rig) -> None:
+    instance_id, client = rig.launch(), rig.client()
+    assert client.describe_instance_status(InstanceIds=[instance_id])["InstanceStatuses"] == []
+    seen: list[str] = []
+
+    def passed() -> bool:
+        answer = client.describe_instance_status(InstanceIds=[instance_id], IncludeAllInstances=True)
+        seen.append(answer["InstanceStatuses"][0]["InstanceStatus"]["Status"])
+        return seen[-1] == "ok"
+
+    until(passed, "checks passed")
+    assert list(dict.fromkeys(seen)) == ["not-applicable", "initializing", "ok"]

@@ -1,9 +1,7 @@
-"""Real ssh servers for the tests: asyncssh, and OpenSSH's sshd where it is installed. As a program, the first."""
+"""Real ssh servers for the tests: asyncssh's, and OpenSSH's sshd where it is installed."""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -212,60 +210,4 @@ def _asyncssh(folder: Path, address: Address, home: Path, key_files: list[Path],
         "server_host_keys": [str(file) for file in key_files],
         "authorized_client_keys": str(authorized),
     }
-    return [sys.executable, __file__, json.dumps(options)]
-
-
-async def _serve(host: str, port: int, home: str, **options: object) -> None:
-    import asyncssh
-
-    class Session(asyncssh.SSHServer):
-        def begin_auth(self, username: str) -> bool:
-            print("publickey", username, file=sys.stderr, flush=True)
-            return True
-
-        def connection_requested(self, *_: object) -> bool:
-            return True
-
-    async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
-        child = await asyncio.create_subprocess_exec(
-            "bash",
-            "-c",
-            process.command or "",
-            cwd=home,
-            env={**os.environ, "HOME": home, "PATH": f"{home}/bin:{os.environ['PATH']}"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-        async def feed() -> None:
-            with contextlib.suppress(OSError, asyncssh.Error):
-                while data := await process.stdin.read(65536):
-                    child.stdin.write(data)
-                    await child.stdin.drain()
-            child.stdin.close()
-
-        async def bring(source: asyncio.StreamReader, target: asyncssh.SSHWriter[bytes]) -> None:
-            while data := await source.read(65536):
-                target.write(data)
-                await target.drain()
-
-        # Not `process.redirect`: asyncssh 2.24 then loses the end of the output of a command that it feeds too fast.
-        feeding = asyncio.create_task(feed())
-        # As with OpenSSH, a command whose channel is closed runs on until it says something.
-        with contextlib.suppress(OSError, asyncssh.Error):
-            await asyncio.gather(bring(child.stdout, process.stdout), bring(child.stderr, process.stderr))
-            process.exit(await child.wait())
-        feeding.cancel()
-
-    await asyncssh.listen(
-        host, port, server_factory=Session, process_factory=run, encoding=None, sftp_factory=True, **options
-    )
-    await asyncio.Event().wait()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("options", type=json.loads)
-    asyncio.run(_serve(**parser.parse_args().options))
+    return [sys.executable, str(Path(__file__).with_name("asyncssh_server.py")), json.dumps(options)]

@@ -14,6 +14,8 @@ from gpuops.errors import PortInUse
 from gpuops.transports.ssh import SshTransport
 from tests.transports.servers import Wire, until
 
+ServeOne = Callable[[Callable[[socket.socket], None]], int]
+
 
 class _Pages(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
@@ -38,7 +40,7 @@ def web_port() -> Iterator[int]:
 
 
 @pytest.fixture
-def peer_port() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
+def peer_port() -> Iterator[ServeOne]:
     """Serves one connection with a function; gives the port."""
     threads = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -112,9 +114,7 @@ def test_the_asked_for_port_is_used_and_free_again_afterwards(line: SshTransport
         assert get(port, "/again") == b"/again"
 
 
-def test_whoever_has_finished_speaking_may_still_listen(
-    line: SshTransport, peer_port: Callable[[Callable[[socket.socket], None]], int]
-) -> None:
+def test_whoever_has_finished_speaking_may_still_listen(line: SshTransport, peer_port: ServeOne) -> None:
     def answer_after_the_end(connection: socket.socket) -> None:
         heard = b"".join(iter(lambda: connection.recv(65536), b""))
         connection.sendall(b"heard %d" % len(heard))
@@ -126,9 +126,7 @@ def test_whoever_has_finished_speaking_may_still_listen(
         assert b"".join(iter(lambda: caller.recv(100), b"")) == b"heard 1000000"
 
 
-def test_the_machines_end_reaches_the_caller_who_may_still_speak(
-    line: SshTransport, peer_port: Callable[[Callable[[socket.socket], None]], int]
-) -> None:
+def test_the_machines_end_reaches_the_caller_who_may_still_speak(line: SshTransport, peer_port: ServeOne) -> None:
     heard: list[bytes] = []
 
     def speak_first(connection: socket.socket) -> None:
@@ -153,9 +151,7 @@ def test_a_port_on_which_nobody_listens_there_closes_the_connection(line: SshTra
         assert caller.recv(1) == b""
 
 
-def test_leaving_closes_the_connections_that_are_open(
-    line: SshTransport, peer_port: Callable[[Callable[[socket.socket], None]], int]
-) -> None:
+def test_leaving_closes_the_connections_that_are_open(line: SshTransport, peer_port: ServeOne) -> None:
     connected, left = threading.Event(), threading.Event()
 
     def hold(connection: socket.socket) -> None:
@@ -182,10 +178,16 @@ def test_a_taken_port_says_which_one_is_free(line: SshTransport, web_port: int) 
 
 
 def test_a_broken_line_closes_the_port_and_its_connections(
-    fragile_line: SshTransport, wire: Wire, peer_port: Callable[[Callable[[socket.socket], None]], int]
+    fragile_line: SshTransport, wire: Wire, peer_port: ServeOne
 ) -> None:
-    remote_port = peer_port(lambda connection: connection.sendall(b"x") or (connection.recv(1) and None))
-    with fragile_line.forward(remote_port) as port, socket.create_connection(("127.0.0.1", port)) as caller:
+    def greet_and_listen(connection: socket.socket) -> None:
+        connection.sendall(b"x")
+        connection.recv(1)
+
+    with (
+        fragile_line.forward(peer_port(greet_and_listen)) as port,
+        socket.create_connection(("127.0.0.1", port)) as caller,
+    ):
         caller.settimeout(10)
         assert caller.recv(1) == b"x"
         wire.cut()

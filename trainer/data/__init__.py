@@ -1,6 +1,5 @@
 """Labelled images: a folder of photographs or a built-in set, split into a training and a validation part."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trainer.errors import DataRefused
+from trainer.knobs import closest
 from trainer.recipe import DataOptions
 
 
@@ -39,6 +39,6 @@ def find(source: str, options: DataOptions) -> Samples:
     if not source:
         raise DataRefused("The recipe names no data and none was given", "Give --data FOLDER, or --data digits")
     if not Path(source).exists():
-        hint = " (did you mean the built-in 'digits'?)" if difflib.get_close_matches(source, [digits.NAME]) else ""
-        raise DataRefused(f"There is no folder {source!r} and no built-in set of that name{hint}", "Check the path")
+        what = f"There is no folder {source!r} and no built-in set of that name{closest(source, [digits.NAME])}"
+        raise DataRefused(what, "Check the path")
     return folders.samples(Path(source), options)

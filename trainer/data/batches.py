@@ -18,7 +18,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Batches:
-    """One pass over `order`. `transform(image, index)` makes every image the same size; it must depend on nothing else."""
+    """One pass over `order`. `transform(image, index)` makes every image the same size and draws from `index` alone."""
 
     def __init__(
         self,

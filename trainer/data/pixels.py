@@ -1,7 +1,7 @@
 """Decoded, resized images: every file is read once, before the first epoch, so a broken one cannot stop a run midway.
 
-The pixels lie as uint8 in one temporary file without a name, mapped into memory: a small set stays in RAM, one larger than
-RAM is paged by the system, and nothing is left behind however the run ends.
+The pixels lie as uint8 in one temporary file without a name, mapped into memory: a small set stays in RAM, one larger
+than RAM is paged by the system, and nothing is left behind however the run ends.
 """
 
 import mmap

@@ -1,0 +1,169 @@
+"""`gpuops train`, `attach`, `pull`, `runs`: a run's life."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpuops import cost
+from gpuops.cli import screen
+from gpuops.cli.machines import confirm_plan, machine_options, resolve
+
+if TYPE_CHECKING:
+    from gpuops.results import Outcome
+    from gpuops.runs import Run
+    from gpuops.settings import Settings
+
+_DETACHED_EXIT_CODE = 130
+
+
+@click.command()
+@click.argument("recipe", required=False, default="digits")
+@click.option("--data", help="A folder of images (train/CLASS/*.jpg, valid/CLASS/*.jpg), or a built-in set: digits.")
+@click.option("--weights", help='Pretrained weights: a safetensors file, or "imagenet" for torchvision\'s own.')
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
+@click.option("--seed", type=int, help="The one seed of everything random. Default: the recipe's.")
+@click.option("--allow-cpu", is_flag=True, help="Train on the CPU where the machine has no usable GPU.")
+@click.option("--strict", is_flag=True, help="Refuse a data set with damaged images instead of leaving them out.")
+@click.option("--machine", "name", help="The machine's name. Default: fast-ai.")
+@machine_options
+@click.option("--keep", "then", flag_value="keep", help="Leave the machine running afterwards.")
+@click.option("--terminate", "then", flag_value="terminate", help="Delete the machine once the results are home.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+def train(
+    recipe: str,
+    data: str | None,
+    weights: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    allow_cpu: bool,
+    strict: bool,
+    then: str | None,
+    yes: bool,
+    **flags: object,
+) -> None:
+    """Train RECIPE (default: digits) on the machine, bring the results home, and stop the machine."""
+    from gpuops import jobs, workflow
+
+    settings = resolve(**flags)
+    options = [word for override in overrides for word in ("--set", override)]
+    options += ["--seed", str(seed)] if seed is not None else []
+    options += ["--allow-cpu"] * allow_cpu + ["--strict"] * strict
+    training = jobs.Training(
+        recipe=jobs.recipe_file(recipe),
+        data=_place(data) if data else "digits",
+        weights=_place(weights) if weights else None,
+        options=tuple(options),
+    )
+    try:
+        with screen.Progress() as progress:
+            run, outcome = workflow.train(
+                settings,
+                training,
+                then=then or "stop",
+                confirm=confirm_plan(settings, progress, yes=yes),
+                tell=progress.tell,
+                show=progress.show,
+            )
+    except KeyboardInterrupt:
+        _detached(settings)
+    _report(settings, run, outcome)
+
+
+@click.command()
+@click.argument("run_id", required=False, metavar="[RUN]")
+def attach(run_id: str | None) -> None:
+    """Follow a run (the newest by default) to its end and bring it home."""
+    from gpuops import workflow
+
+    settings = resolve()
+    try:
+        with screen.Progress() as progress:
+            run, outcome = workflow.attach(settings, run_id, tell=progress.tell, show=progress.show)
+    except KeyboardInterrupt:
+        _detached(settings)
+    _report(settings, run, outcome)
+
+
+@click.command()
+@click.argument("run_id", required=False, metavar="[RUN]")
+@click.option("--machine", "name", help="The machine's name. Default: fast-ai.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask before starting a stopped machine.")
+def pull(run_id: str | None, yes: bool, **flags: object) -> None:
+    """Bring a run home (all that aren't yet by default); a stopped machine is started for it and stopped again."""
+    from gpuops import workflow
+
+    settings = resolve(**flags)
+    with screen.Progress() as progress:
+        confirm = confirm_plan(settings, progress, yes=yes)
+        brought = workflow.pull(settings, run_id, confirm=confirm, tell=progress.tell)
+    store = workflow.run_store(settings)
+    for run in brought:
+        click.echo(f"{run.id} is home, every file verified: {store.path(run.id)}")
+    if not brought:
+        click.echo("Nothing to bring home: no ended run there that isn't home already.")
+
+
+@click.command()
+def runs() -> None:
+    """List this computer's runs."""
+    from gpuops import results, workflow
+
+    store = workflow.run_store(resolve())
+    rows = [("RUN", "RECIPE", "MACHINE", "STATE", "ACCURACY", "HOME")]
+    for run in store.all():
+        home = store.is_home(run.id)
+        outcome = results.outcome(store.path(run.id))
+        state = outcome.state if home else f"on {run.machine}"
+        accuracy = "-" if outcome.accuracy is None else f"{outcome.accuracy:.4f}"
+        rows.append((run.id, run.recipe, run.machine, state, accuracy, str(store.path(run.id)) if home else "no"))
+    click.echo(screen.columns(rows) if len(rows) > 1 else "No runs yet: gpuops train")
+
+
+def _place(word: str) -> Path | str:
+    """A path when it looks like one or is there; otherwise a name (a built-in set, "imagenet")."""
+    path = Path(word).expanduser()
+    return path if "/" in word or word.startswith(".") or path.exists() or path.suffix else word
+
+
+def _detached(settings: Settings) -> None:
+    """Ctrl-C: the run goes on where it is. Or nothing has started, and the machine has been stopped on the way out."""
+    from gpuops import workflow
+
+    newest = workflow.run_store(settings).all()[-1:]
+    if not newest or workflow.run_store(settings).is_home(newest[0].id):
+        click.echo("\nInterrupted before the run had started. See what runs: gpuops status", err=True)
+        sys.exit(_DETACHED_EXIT_CODE)
+    run = newest[0]
+    click.echo(
+        f"\nDetached: run {run.id} goes on, on {run.machine}, at {cost.rate(run.price_usd_per_hour)}.\n"
+        f"The machine stops by itself {run.grace_minutes:g} minutes after the run's end, or at its deadline.\n"
+        f"  gpuops attach {run.id}   follow it again, and bring it home\n"
+        f"  gpuops pull {run.id}     only bring it home, once it has ended\n"
+        f"  gpuops down {run.machine}   stop the machine now; its disk is kept",
+        err=True,
+    )
+    sys.exit(_DETACHED_EXIT_CODE)
+
+
+def _report(settings: Settings, run: Run, outcome: Outcome) -> None:
+    """The last screen; the command's exit code is the job's."""
+    from gpuops import workflow
+
+    folder = workflow.run_store(settings).path(run.id)
+    rows = [("run", f"{run.id} {outcome.state}" + (f" ({outcome.reason})" if outcome.reason else ""))]
+    if outcome.accuracy is not None:
+        rows.append(("accuracy", f"{outcome.accuracy:.4f}"))
+    if outcome.seconds is not None:
+        price = run.price_usd_per_hour
+        dollars = "an unknown price" if price is None else f"${outcome.seconds / 3600 * price:.4f}"
+        rows.append(("trained", f"{outcome.seconds:.1f} s, {dollars} at {cost.rate(price)}"))
+    if (folder / "out" / "weights.safetensors").exists():
+        rows.append(("weights", str(folder / "out" / "weights.safetensors")))
+    rows.append(("results", f"{folder} (every file verified)"))
+    for label, text in rows:
+        click.echo(f"  {label:<9} {text}")
+    sys.exit(outcome.exit_code or 0)

@@ -1,0 +1,70 @@
+"""What a run has brought home: is it whole, and what does it say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpuops.errors import ResultsDamaged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a job ended. `state` is one of: starting running succeeded failed cancelled interrupted, or "unknown"."""
+
+    state: str
+    exit_code: int | None = None
+    reason: str = ""
+    accuracy: float | None = None
+    seconds: float | None = None
+
+
+def verify(folder: Path) -> int:
+    """The number of files, when each of the manifest is here with its size and SHA-256. Raises `ResultsDamaged`."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    damaged = []
+    for entry in manifest["files"]:
+        path = folder / entry["path"]
+        # A manifest comes from a machine: it must not make us read outside the run's folder.
+        if (
+            not path.resolve().is_relative_to(folder.resolve())
+            or not path.is_file()
+            or _sha256(path) != entry["sha256"]
+        ):
+            damaged.append(entry["path"])
+    if damaged:
+        shown = ", ".join(damaged[:5]) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
+        raise ResultsDamaged(
+            f"{len(damaged)} files of {folder.name} did not come home whole: {shown}.",
+            left_behind="The machine still has them.",
+            next_step=f"gpuops pull {folder.name}",
+        )
+    return len(manifest["files"])
+
+
+def outcome(folder: Path) -> Outcome:
+    """What the files that are home say of the run."""
+    state = _read(folder / "state.json")
+    summary = _read(folder / "out" / "summary.json")
+    return Outcome(
+        state=state.get("state", "unknown"),
+        exit_code=state.get("exit_code"),
+        reason=state.get("reason", ""),
+        accuracy=summary.get("accuracy"),
+        seconds=summary.get("seconds"),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
