@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from gpuops.machine import Machine
+
+_SHORTEST_S = 60.0  # EC2 bills by the second, 60 s at least for every start
 
 
 def rate(price_usd_per_hour: float | None) -> str:
@@ -13,6 +17,14 @@ def rate(price_usd_per_hour: float | None) -> str:
 def per_hour(machine: Machine) -> str:
     """What it costs per hour in the state that it is in, without its disk."""
     return rate(machine.price_usd_per_hour) if machine.state.bills else "$0/h"
+
+
+def session_usd(machine: Machine, until: datetime) -> float | None:
+    """What the machine's hours have cost since its last start, by the provider's clock; None where that isn't known."""
+    if machine.price_usd_per_hour is None or machine.launched_at is None:
+        return None
+    seconds = max(_SHORTEST_S, (until - machine.launched_at).total_seconds())
+    return seconds / 3600 * machine.price_usd_per_hour
 
 
 def monthly(price_usd_per_month: float | None) -> str:

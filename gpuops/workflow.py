@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timezone
 from pathlib import Path
 
-from gpuops import disk, host_keys, jobs, lifecycle, providers, results, transports
+from gpuops import cost, disk, host_keys, jobs, lifecycle, providers, results, transports
 from gpuops.disk import Disk
 from gpuops.errors import GpuopsError, MachineUnreachable, ResultsNotHome, StateError, UnknownRun
 from gpuops.jobs import Training
@@ -55,7 +55,7 @@ def train(
     tell: Tell,
     show: Show,
     clock: Clock = REAL_CLOCK,
-) -> tuple[Run, Outcome]:
+) -> Finished:
     """Raise the machine, train on it, bring the results home verified, and do `then`: stop, terminate or keep it.
 
     Interrupted while it follows, the run goes on, and the machine stops by itself after it.
@@ -92,18 +92,16 @@ def train(
             tell(f"Starting run {run.id}")
             jobs.start(line, run, recipe, places)
             raised.release.keep()  # the machine's own watch has it from here
-    return run, _finish(settings, raised.provider, machine, run, tell, show, clock)
+    return _finish(settings, raised.provider, machine, run, tell, show, clock)
 
 
-def attach(
-    settings: Settings, run_id: str | None, *, tell: Tell, show: Show, clock: Clock = REAL_CLOCK
-) -> tuple[Run, Outcome]:
+def attach(settings: Settings, run_id: str | None, *, tell: Tell, show: Show, clock: Clock = REAL_CLOCK) -> Finished:
     """Follow a run from where its log at home ends, bring it home, and do what it was started with."""
     run = _known_run(settings, run_id)
     store = run_store(settings)
     if store.is_home(run.id):
         show((store.path(run.id) / "log.txt").read_bytes())
-        return run, results.outcome(store.path(run.id))
+        return Finished(run=run, outcome=results.outcome(store.path(run.id)), cost_usd=None)
     settings = replace(settings, name=run.machine)
     provider = providers.open(settings.provider, settings)
     machine = lifecycle.existing(provider, run.machine)
@@ -114,7 +112,7 @@ def attach(
             next_step=f"gpuops pull {run.id}",
         )
     address_book(settings).update([machine])
-    return run, _finish(settings, provider, machine, run, tell, show, clock)
+    return _finish(settings, provider, machine, run, tell, show, clock)
 
 
 def pull(
@@ -157,6 +155,15 @@ def status(settings: Settings) -> Inventory:
     inventory = providers.open(settings.provider, settings).machines()
     address_book(settings).regenerate(inventory)
     return inventory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A run that has ended and is home. `cost_usd` is what the machine's hours cost from its start until now."""
+
+    run: Run
+    outcome: Outcome
+    cost_usd: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +276,7 @@ def _raised(
 
 def _finish(
     settings: Settings, provider: Provider, machine: Machine, run: Run, tell: Tell, show: Show, clock: Clock
-) -> Outcome:
+) -> Finished:
     """Follow to the end, across lost lines; collect; and do with the machine what the run was started with."""
     store = run_store(settings)
     deadline = clock.monotonic() + _LOST_LINE_S
@@ -305,7 +312,7 @@ def _finish(
     elif run.then != "keep":
         with _locked(settings, provider):
             _release(settings, provider, machine, run, tell, clock)
-    return outcome
+    return Finished(run=run, outcome=outcome, cost_usd=cost.session_usd(machine, clock.now()))
 
 
 def _release(settings: Settings, provider: Provider, machine: Machine, run: Run, tell: Tell, clock: Clock) -> None:

@@ -13,9 +13,9 @@ from gpuops.cli import screen
 from gpuops.cli.machines import confirm_plan, machine_options, resolve
 
 if TYPE_CHECKING:
-    from gpuops.results import Outcome
     from gpuops.runs import Run
     from gpuops.settings import Settings
+    from gpuops.workflow import Finished
 
 _DETACHED_EXIT_CODE = 130
 
@@ -60,7 +60,7 @@ def train(
     )
     try:
         with screen.Progress() as progress:
-            run, outcome = workflow.train(
+            finished = workflow.train(
                 settings,
                 training,
                 then=then or "stop",
@@ -70,7 +70,7 @@ def train(
             )
     except KeyboardInterrupt:
         _detached(settings)
-    _report(settings, run, outcome)
+    _report(settings, finished)
 
 
 @click.command()
@@ -82,10 +82,10 @@ def attach(run_id: str | None) -> None:
     settings = resolve()
     try:
         with screen.Progress() as progress:
-            run, outcome = workflow.attach(settings, run_id, tell=progress.tell, show=progress.show)
+            finished = workflow.attach(settings, run_id, tell=progress.tell, show=progress.show)
     except KeyboardInterrupt:
         _detached(settings)
-    _report(settings, run, outcome)
+    _report(settings, finished)
 
 
 @click.command()
@@ -129,6 +129,10 @@ def _place(word: str) -> Path | str:
     return path if "/" in word or word.startswith(".") or path.exists() or path.suffix else word
 
 
+def _rate(run: Run) -> str:
+    return cost.rate(run.price_usd_per_hour)
+
+
 def _detached(settings: Settings) -> None:
     """Ctrl-C: the run goes on where it is. Or nothing has started, and the machine has been stopped on the way out."""
     from gpuops import workflow
@@ -139,7 +143,7 @@ def _detached(settings: Settings) -> None:
         sys.exit(_DETACHED_EXIT_CODE)
     run = newest[0]
     click.echo(
-        f"\nDetached: run {run.id} goes on, on {run.machine}, at {cost.rate(run.price_usd_per_hour)}.\n"
+        f"\nDetached: run {run.id} goes on, on {run.machine}, at {_rate(run)}.\n"
         f"The machine stops by itself {run.grace_minutes:g} minutes after the run's end, or at its deadline.\n"
         f"  gpuops attach {run.id}   follow it again, and bring it home\n"
         f"  gpuops pull {run.id}     only bring it home, once it has ended\n"
@@ -149,18 +153,19 @@ def _detached(settings: Settings) -> None:
     sys.exit(_DETACHED_EXIT_CODE)
 
 
-def _report(settings: Settings, run: Run, outcome: Outcome) -> None:
+def _report(settings: Settings, finished: Finished) -> None:
     """The last screen; the command's exit code is the job's."""
     from gpuops import workflow
 
+    run, outcome = finished.run, finished.outcome
     folder = workflow.run_store(settings).path(run.id)
     rows = [("run", f"{run.id} {outcome.state}" + (f" ({outcome.reason})" if outcome.reason else ""))]
     if outcome.accuracy is not None:
         rows.append(("accuracy", f"{outcome.accuracy:.4f}"))
     if outcome.seconds is not None:
-        price = run.price_usd_per_hour
-        dollars = "an unknown price" if price is None else f"${outcome.seconds / 3600 * price:.4f}"
-        rows.append(("trained", f"{outcome.seconds:.1f} s, {dollars} at {cost.rate(price)}"))
+        rows.append(("duration", f"{outcome.seconds:.1f} s of training"))
+    if finished.cost_usd is not None:
+        rows.append(("cost", f"${finished.cost_usd:.4f} for the machine since its start, at {_rate(run)}"))
     if (folder / "out" / "weights.safetensors").exists():
         rows.append(("weights", str(folder / "out" / "weights.safetensors")))
     rows.append(("results", f"{folder} (every file verified)"))

@@ -12,6 +12,7 @@ This process is the machine's hardware: it is switched on by being started, runs
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import signal
@@ -63,8 +64,8 @@ def read_config(directory: Path) -> Config:
     if written.pop("format") != 1:
         raise SystemExit(f"{directory}/config.json was written by another version of gpuops.")
     user_data = base64.b64decode(written.pop("user_data"), validate=True)
-    known = {key: value for key, value in written.items() if key in Config.__dataclass_fields__}
-    return Config(directory=directory, user_data=user_data, **known)
+    known = {field.name for field in dataclasses.fields(Config)} & written.keys()
+    return Config(directory=directory, user_data=user_data, **{name: written[name] for name in known})
 
 
 class _SwitchedOff(BaseException):
