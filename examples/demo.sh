@@ -1,22 +1,35 @@
 #!/bin/sh
-# The main job, rehearsed in a cloud on this computer: nothing leaves it and nothing costs anything.
+# The main job, rehearsed in a cloud on this computer: nothing leaves it, and nothing costs anything.
+# What it leaves behind lies in ./demo: the trained weights, the log, the ssh config.
 set -eu
 
-GPUOPS_SANDBOX=$(mktemp -d "${TMPDIR:-/tmp}/gpuops-demo.XXXXXX")
+GPUOPS_SANDBOX="$PWD/demo"
 export GPUOPS_SANDBOX
-trap 'gpuops sandbox reset >/dev/null' EXIT INT TERM
 
-say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+say() {
+    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    "$@"
+}
 
+gpuops sandbox reset >/dev/null
+trap 'gpuops sandbox stop >/dev/null' EXIT
+trap 'exit 130' INT TERM
+
+# A machine up, reached, and down again; and up at another address under the same name.
 say gpuops --sandbox up fast-ai -y
 if command -v ssh >/dev/null; then
-    say gpuops --sandbox ssh fast-ai 'echo "$(whoami) on $(hostname): $(python3 --version)"'
+    # The plain program, with the config that gpuops writes: no prompt, and no warning about an unknown host.
+    say ssh -F demo/home/ssh/gpuops.config fast-ai 'echo "$(whoami) on a machine with $(python3 --version)"'
 else
-    echo "(no ssh program on this computer: the line above was opened by gpuops's own client)"
+    echo "(there is no ssh program on this computer: plain ssh is left out)"
 fi
 say gpuops --sandbox status
 say gpuops --sandbox down fast-ai
-say gpuops --sandbox up fast-ai -y
-say gpuops --sandbox status
+
+# The main job, in one command. The sandbox's machine has no GPU; that this is a CPU run has to be said.
+say gpuops --sandbox train digits --allow-cpu -y
+say gpuops --sandbox runs
+
+# Its results are home, so the machine may be deleted.
 say gpuops --sandbox down fast-ai --terminate -y
 say gpuops --sandbox status

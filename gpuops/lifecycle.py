@@ -34,6 +34,8 @@ Tell = Callable[[str], None]
 _RUNNING_WITHIN_S = 600.0
 _SSH_WITHIN_S = 600.0
 _STOPPED_WITHIN_S = 600.0
+# How long the other of two simultaneous launches may take to see ours and to take its own machine back.
+_RIVALS_GO_WITHIN_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,17 +165,33 @@ def _launched(provider: Provider, record: Launch, records: LaunchRecords, key: s
         records.clear(key)  # a definite no: nothing was made
         raise
     release.owns(machine)
-    listed = provider.find(machine.name).machines
-    if machine.id in {m.id for m in listed}:
-        records.clear(key)
-    # Two computers may launch one name at the same moment. Both keep the older machine, and each takes back only the
-    # one that its own call created, seconds ago and with nothing on it.
-    oldest = min((machine, *listed), key=lambda m: (m.tags.get("gpuops:created", ""), m.id))
-    if oldest.id != machine.id:
-        release.tell(f"{oldest.id} of that name was there first; taking back {machine.id}")
+    kept = _the_one_that_stays(provider, machine, records, key, release.clock)
+    if kept.id != machine.id:
+        release.tell(f"{kept.id} of that name was there first; taking back {machine.id}")
         provider.terminate(machine)
         release.keep()
-    return oldest
+    return kept
+
+
+def _the_one_that_stays(provider: Provider, mine: Machine, records: LaunchRecords, key: str, clock: Clock) -> Machine:
+    """Two computers may launch one name at the same moment: then each takes back only what its own call created.
+
+    The machine prepared first stays, if both are still looking. A rival that doesn't go belongs to a command that
+    looked while it was alone, and may be in use by now: then ours goes, which has nothing on it.
+    """
+    for _ in _polls(clock, _RIVALS_GO_WITHIN_S):
+        listed = provider.find(mine.name).machines
+        if mine.id in {m.id for m in listed}:
+            records.clear(key)
+        rivals = [m for m in listed if m.id != mine.id]
+        oldest = min((mine, *rivals), key=_creation)
+        if not rivals or oldest.id != mine.id:
+            return oldest
+    return min(rivals, key=_creation)
+
+
+def _creation(machine: Machine) -> tuple[str, str]:
+    return (machine.tags.get("gpuops:created", ""), machine.id)
 
 
 def wait_until_running(provider: Provider, machine: Machine, *, clock: Clock, tell: Tell) -> Machine:

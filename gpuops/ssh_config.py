@@ -62,15 +62,14 @@ class AddressBook:
                 pins.pop(machine.id, None)
         self._write(blocks, pins)
 
-    def regenerate(self, inventory: Inventory) -> None:
-        """The same from everything that a provider has listed: blocks of places that did not answer stay too."""
+    def regenerate(self, inventory: Inventory, *, provider: str) -> None:
+        """The same from everything that this provider has listed: blocks of places that did not answer stay too."""
         names = [machine.name for machine in inventory.machines]
         unanswered = {place.place for place in inventory.unanswered}
-        provider = next((machine.provider for machine in inventory.machines), None)
         blocks = {
             match["name"]: match[0]
             for match in _BLOCK.finditer(self._text())
-            if match["name"] in names or match["place"] in unanswered or not match["place"].startswith(f"{provider}/")
+            if match["place"] in unanswered or not match["place"].startswith(f"{provider}/")
         }
         pins = self._pins()
         for machine in inventory.machines:

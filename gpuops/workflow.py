@@ -153,7 +153,7 @@ def pull(
 def status(settings: Settings) -> Inventory:
     """Every machine that the provider has, and the places that did not answer; the address book follows."""
     inventory = providers.open(settings.provider, settings).machines()
-    address_book(settings).regenerate(inventory)
+    address_book(settings).regenerate(inventory, provider=settings.provider)
     return inventory
 
 

@@ -28,13 +28,13 @@ _WITHIN_S = 30.0
 _PAUSE_S = 0.03
 
 
-def quick_clock() -> Clock:
-    """A clock whose pauses are short here but count in full: ten minutes of waiting pass in seconds."""
+def quick_clock(*, speed: float = 1.0) -> Clock:
+    """A clock whose pauses are short here but count in full, `speed` times: ten minutes of waiting pass in seconds."""
     passed = 0.0
 
     def sleep(pause_s: float) -> None:
         nonlocal passed
-        passed += pause_s
+        passed += pause_s * speed
         time.sleep(min(pause_s, _PAUSE_S))
 
     return Clock(monotonic=lambda: passed, sleep=sleep)
@@ -163,9 +163,14 @@ class Computer:
 
         return workflow.up(self.settings(**flags), confirm=see, tell=hear, clock=clock or quick_clock())
 
-    def down(self, *, terminate: bool = False, confirm: Callable[[Machine], None] = agree) -> Machine:
+    def down(self, *, terminate: bool = False, discard: bool = False) -> Machine:
         return workflow.down(
-            self.settings(), terminate=terminate, confirm=confirm, tell=self.told.append, clock=quick_clock()
+            self.settings(),
+            terminate=terminate,
+            discard=discard,
+            confirm=agree,
+            tell=self.told.append,
+            clock=quick_clock(),
         )
 
     def status(self) -> Inventory:

@@ -1,8 +1,9 @@
 """One machine of the sandbox's cloud: `python -m gpuops.sandbox.machine MACHINE_DIR`.
 
 This process is the machine's hardware: it is switched on by being started, runs the operating system
-(`operating_system.py`) as a child, and sees to it that nothing of the machine outlives it. In MACHINE_DIR: `config.json`
-(written by the cloud), `console.log`, `disk/` (what survives a stop) and `bin/` (the machine's own `systemctl`, `sudo` …).
+(`operating_system.py`) as a child, and sees to it that nothing of the machine outlives it. In MACHINE_DIR:
+`config.json` (written by the cloud), `console.log`, `disk/` (what survives a stop) and `bin/` (the machine's own
+`systemctl`, `sudo` …).
 
     exit code 0   the operating system powered itself off
               1   the vendor stopped the machine (SIGTERM), or is gone itself (end of file on stdin)

@@ -38,8 +38,8 @@ class Systemd:
     """Answers the commands of `system_commands.py`.
 
     `switch` is called with what becomes of the power. `booted_at` is the event loop's time (monotonic) of the boot,
-    which timers count from. A command that isn't understood goes to `misunderstood`; when that has stopped the boot, and
-    returns True, the command gets no answer.
+    which timers count from. A command that isn't understood goes to `misunderstood`; when that has stopped the boot,
+    and returns True, the command gets no answer.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from trainer.__main__ import main
@@ -59,9 +60,15 @@ def small_recipe(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests hold what a CPU gives bit for bit, on machines with a GPU too."""
+def one_cpu_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests hold what a CPU gives bit for bit, on machines with a GPU too, and on busy cores.
+
+    One thread, also in the processes they start: two that wait for each other by spinning take much longer where
+    others want the cores.
+    """
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

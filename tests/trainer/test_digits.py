@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
@@ -17,16 +16,9 @@ from trainer import data, recipe
 from trainer.__main__ import main
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a whole `fit digits`."""
-    out = tmp_path_factory.mktemp("digits") / "run"
-    assert main(["fit", "digits", "--out", str(out), "--allow-cpu"]) == 0
-    return out
-
-
-def test_digits_are_read_with_98_percent_and_better_than_logistic_regression(finished: Path) -> None:
-    accuracy = json.loads((finished / "out" / "summary.json").read_text())["accuracy"]
+def test_digits_are_read_with_98_percent_and_better_than_logistic_regression(tmp_path: Path) -> None:
+    assert main(["fit", "digits", "--out", str(tmp_path), "--allow-cpu"]) == 0
+    accuracy = json.loads((tmp_path / "out" / "summary.json").read_text())["accuracy"]
     assert accuracy >= 0.98
     assert accuracy > logistic_regression_accuracy()
 
@@ -41,24 +33,26 @@ def logistic_regression_accuracy() -> float:
     return float(LogisticRegression(max_iter=1000).fit(*parts[0]).score(*parts[1]))
 
 
-def test_the_package_alone_is_stopped_by_a_signal_and_resumed_to_the_same_bits(finished: Path, tmp_path: Path) -> None:
+def test_the_package_alone_is_stopped_by_a_signal_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
     shutil.copytree(Path(trainer.__file__).parent, tmp_path / "machine" / "trainer")
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "trainer", "fit", "digits", "--out", str(out), "--allow-cpu"]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    arguments = ["fit", "digits", "--allow-cpu", "--set", "epochs=4", "--out"]
+    command = [sys.executable, "-m", "trainer", *arguments, str(stopped)]
     with subprocess.Popen(
         command, cwd=tmp_path / "machine", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout and process.stderr
         for line in process.stdout:
-            if "epoch  2/" in line:
+            if "epoch  1/" in line:
                 process.send_signal(signal.SIGTERM)
                 break
         complained = process.communicate()[1]
     assert process.returncode == 143
     assert complained.startswith("error: Stopped by signal 15")
-    assert main([*command[3:], "--resume"]) == 0
-    resumed, whole = ((run / "out" / "weights.safetensors").read_bytes() for run in (out, finished))
-    assert resumed == whole
+    assert main([*arguments, str(stopped), "--resume"]) == 0
+    assert main([*arguments, str(whole)]) == 0
+    weights = [(run / "out" / "weights.safetensors").read_bytes() for run in (stopped, whole)]
+    assert weights[0] == weights[1]
 
 
 def test_a_machine_without_a_gpu_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainer import fit as stages
-from trainer import recipe
+from trainer import models, recipe
 from trainer.device import choose
 from trainer.errors import Stopped
 
@@ -82,8 +82,6 @@ def test_the_first_stage_trains_the_head_alone(
     photos: Path, small_recipe: Path, tmp_path: Path, trainer: Trainer
 ) -> None:
     torch.manual_seed(recipe.load(str(small_recipe)).seed)
-    from trainer import models
-
     start = models.build("digits_net", 2).module.state_dict()
     fit(trainer, photos, small_recipe, tmp_path / "run", "--set", "freeze_to=-1")
     end = load_file(tmp_path / "run" / "out" / "weights.safetensors")
@@ -98,7 +96,7 @@ def test_the_seed_decides_the_weights_and_the_number_of_workers_does_not(
     assert weights_of(tmp_path / "inline") == weights_of(tmp_path / "threads") != weights_of(tmp_path / "other")
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4, 6, 7, 11, 12])
+@pytest.mark.parametrize("steps", [1, 4, 7, 11])
 def test_a_run_stopped_anywhere_and_resumed_equals_one_that_was_not(
     trainer: Trainer, events: Events, photos: Path, small_recipe: Path, tmp_path: Path, steps: int
 ) -> None:
@@ -198,7 +196,6 @@ def test_a_class_that_lost_all_its_images_is_refused_by_name(
         (["--set", "lr=[1,2,3]"], 20, "has 3 learning rates, but digits_net has 2 layer groups"),
         (["--weights", "/nowhere.safetensors"], 24, "/nowhere.safetensors cannot be read"),
         (["--weights", "imagenet"], 24, "no ImageNet weights for digits_net"),
-        (["--set", "lr=100", "--set", "epochs=3", "stages.1.cycles=1"], 27, "The loss is no longer a number"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
@@ -208,6 +205,21 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert returned == code
     assert sentence in complained
     assert complained.startswith("error: ") and complained.count("\n") == 1
+
+
+def test_a_loss_that_is_no_number_ends_the_run(
+    trainer: Trainer, photos: Path, small_recipe: Path, tmp_path: Path
+) -> None:
+    state = models.build("digits_net", 2).module.state_dict()
+    save_file(
+        {name: torch.full_like(tensor, torch.nan) if "weight" in name else tensor for name, tensor in state.items()},
+        tmp_path / "nan.safetensors",
+    )
+    code, _, complained = fit(
+        trainer, photos, small_recipe, tmp_path / "run", "--weights", tmp_path / "nan.safetensors"
+    )
+    assert code == 27
+    assert "The loss is no longer a number in stage 'head', epoch 1" in complained
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
