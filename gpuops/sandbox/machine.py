@@ -113,7 +113,7 @@ def _boot(config: Config, *, isolated: bool) -> NoReturn:
         os.setsid()
         processes.die_with_parent(signal.SIGKILL if isolated else signal.SIGTERM)
         if isolated:
-            namespaces.settle(config.disk / "etc", user=config.user, home=config.home)
+            namespaces.settle(config.directory, config.disk / "etc", user=config.user, home=config.home)
         processes.give_up_privileges()
         processes.adopt_orphans()
         # From here on a socket in this folder has a short name, however long the folder's is (the limit is 108 bytes).

@@ -7,6 +7,7 @@ kernel kills all others, whatever they did to get away. See user_namespaces(7), 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -19,6 +20,8 @@ _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWPID = 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
+
+_SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _ATTR_RDONLY = 442, -100, 0x8000, 0x1
 
 # Who may write to these can switch off the computer or start what isn't a child of the machine.
 _DOORS_OUT = ("/run/systemd/private", "/run/dbus/system_bus_socket", "/run/docker.sock")
@@ -53,8 +56,8 @@ def enter() -> None:
     Path("/proc/self/gid_map").write_text(f"{UID} {gid} 1")
 
 
-def settle(etc: Path, *, user: str, home: Path) -> None:
-    """In that child: see only the machine's processes and users, and none of the doors to the computer's power.
+def settle(machine: Path, etc: Path, *, user: str, home: Path) -> None:
+    """In that child: see only the machine's processes and users, write only below `machine`, and reach no power switch.
 
     `etc` is the folder of the machine's disk that its `passwd` and `group` are written to.
     """
@@ -69,6 +72,21 @@ def settle(etc: Path, *, user: str, home: Path) -> None:
     for door in _DOORS_OUT:
         if Path(door).exists():
             _mount("/dev/null", door, None, _MS_BIND)
+    # Shared memory of its own, as torch's data loaders need some; the computer's stays out of reach.
+    _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV)
+    _mount(str(machine), str(machine), None, _MS_BIND | _MS_REC)
+    # Linux before 5.12 can't do this in one step, and there the file permissions have to do.
+    with contextlib.suppress(OSError):
+        _set_read_only("/", True)
+        for place in (str(machine), "/dev/shm", "/dev/pts"):
+            _set_read_only(place, False)
+
+
+def _set_read_only(place: str, read_only: bool) -> None:
+    """mount_setattr(2) on the mount and all below it; the number is the same on every architecture."""
+    attributes = (ctypes.c_uint64 * 4)(_ATTR_RDONLY * read_only, _ATTR_RDONLY * (not read_only), 0, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    _call("syscall", _SYS_MOUNT_SETATTR, _AT_FDCWD, place.encode(), _AT_RECURSIVE, ctypes.byref(attributes), size)
 
 
 def _mount_proc() -> None:

@@ -127,3 +127,18 @@ def test_the_machines_user_is_not_root_even_where_the_sandboxs_is(isolated: Mach
     isolated.run("echo no > secret; chmod 400 secret")
     assert isolated.run("echo yes > secret").returncode == 1
     assert isolated.run("grep CapEff /proc/self/status").stdout.split()[1].strip(b"0") == b""
+
+
+def test_the_computers_files_can_be_read_and_not_changed(tmp_path: Path) -> None:
+    if not namespaces_are_allowed():
+        pytest.skip("this computer's kernel doesn't allow user namespaces here")
+    precious = tmp_path / "precious"
+    precious.write_text("as it was")
+    with machine_in(tmp_path / "cloud", namespaces=True) as machine:
+        machine.start().wait_for_ssh()
+        assert machine.run(f"cat '{precious}'").stdout == b"as it was"
+        for attempt in (f"echo gone > '{precious}'", f"rm -f '{precious}'", f"touch '{tmp_path}/new'"):
+            assert b"Read-only file system" in machine.run(attempt).stderr
+        assert machine.run("echo mine > ~/mine && cat ~/mine && touch /dev/shm/mine").stdout == b"mine\n"
+    assert precious.read_text() == "as it was"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cloud", "precious"]
