@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,6 +74,15 @@ def recipe_file(name: str) -> Path:
     if path.suffix == ".toml" and path.is_file():
         return path
     raise UnknownRecipe(name, shipped)
+
+
+def recipe_text(path: Path) -> bytes:
+    """The recipe as it goes to the machine. There it lies in a file of another name, so its own name is put into it."""
+    text = path.read_bytes()
+    before_tables = re.split(rb"^\s*\[", text, maxsplit=1, flags=re.M)[0]
+    if re.search(rb"^\s*name\s*=", before_tables, flags=re.M):
+        return text
+    return f"name = {json.dumps(path.stem)}\n".encode() + text
 
 
 def digest(data: bytes) -> str:

@@ -80,7 +80,8 @@ class AddressBook:
         self._write(blocks, pins)
 
     def _write(self, blocks: dict[str, str], pins: dict[str, str]) -> None:
-        durable.write(self._known_hosts, host_keys.known_hosts_text(pins).encode())
+        if (known := host_keys.known_hosts_text(pins).encode()) != self._read(self._known_hosts):
+            durable.write(self._known_hosts, known)
         text = _HEADER + "".join("\n" + blocks[name].rstrip("\n") + "\n" for name in sorted(blocks))
         try:
             if text != self._text():

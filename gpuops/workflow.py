@@ -69,7 +69,7 @@ def train(
             jobs.refuse_if_busy(line, python)
             jobs.claim(line)
             places = jobs.ship(_route(settings, line, machine), training, tell)
-            recipe = training.recipe.read_bytes()
+            recipe = jobs.recipe_text(training.recipe)
             run = Run(
                 id=new_id(clock.now().astimezone(timezone.utc)),
                 machine=machine.name,
@@ -256,13 +256,14 @@ def _raised(
         confirm(plan)
         identity_file = host_keys.client_key(settings.keys)
         with Release(provider, settings.name, clock=clock, tell=tell) as release:
+            client_key = host_keys.public_key_line(identity_file)
             if plan.existing:
                 machine = plan.existing
                 release.owns(machine)
                 if machine.state in {State.RUNNING, State.PENDING}:
                     release.keep()  # it was up before us
+                provider.admit(machine, plan.wish, client_key=client_key)  # this computer may have moved since
             else:
-                client_key = host_keys.public_key_line(identity_file)
                 machine = lifecycle.launch(provider, plan, records, key, release, client_key=client_key)
             machine = lifecycle.wait_until_running(provider, machine, clock=clock, tell=tell)
             book.update([machine])

@@ -128,12 +128,16 @@ def resolve(**flags: object) -> Settings:
     return settings.resolve(flags, environ=os.environ, folder=Path.cwd())
 
 
-def confirm_plan(settings: Settings, progress: screen.Progress, *, yes: bool) -> Callable[[Plan], None]:
-    """Show what is about to be done and what it costs, and ask, unless nothing new will bill."""
+def confirm_plan(
+    settings: Settings, progress: screen.Progress, *, yes: bool, afterwards: str = ""
+) -> Callable[[Plan], None]:
+    """Show what is about to be done, what it costs and what comes afterwards; and ask, unless nothing new will bill."""
 
     def confirm(plan: Plan) -> None:
         progress.pause()
         _show_plan(plan, settings)
+        if afterwards:
+            click.echo(f"  {'then':<8} {afterwards}", err=True)
         screen.ask(_question(plan), yes=yes or _costs_nothing_new(plan))
 
     return confirm

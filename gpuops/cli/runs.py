@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from gpuops.workflow import Finished
 
 _DETACHED_EXIT_CODE = 130
+_AFTERWARDS = {
+    "stop": "when the results are home, the machine is stopped (--keep leaves it running)",
+    "terminate": "when the results are home, the machine is deleted",
+    "keep": "it is left running, and billing",
+}
 
 
 @click.command()
@@ -64,7 +69,7 @@ def train(
                 settings,
                 training,
                 then=then or "stop",
-                confirm=confirm_plan(settings, progress, yes=yes),
+                confirm=confirm_plan(settings, progress, yes=yes, afterwards=_AFTERWARDS[then or "stop"]),
                 tell=progress.tell,
                 show=progress.show,
             )

@@ -40,6 +40,10 @@ class Provider(Protocol):
         """Make what a launch needs (firewall, first boot, host key). Idempotent; nothing here bills."""
         ...
 
+    def admit(self, machine: Machine, wish: Wish, *, client_key: str) -> None:
+        """Let this computer reach the machine's ssh from where it is now. Idempotent; nothing here bills."""
+        ...
+
     def launch(self, prepared: Prepared, token: str) -> Machine:
         """One attempt. The same token gives the same machine. Raises `NoCapacity` naming what was full."""
         ...

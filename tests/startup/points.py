@@ -42,15 +42,15 @@ def install() -> None:
 
 
 def _file(descriptor: int) -> str:
-    """For example "fsync launches/aws-1234-box.json"; a file that is being written has its final name in its own."""
+    """For example "fsync launches/aws-1234-NAME": a file that is being written bears its final name in its own."""
     path = Path(f"/proc/self/fd/{descriptor}").readlink()
-    if path.is_dir():
-        return f"fsync {path.name}/"
-    return f"fsync {path.parent.name}/{path.name.rpartition('.')[0].lstrip('.')}"
+    file = "" if path.is_dir() else path.name.lstrip(".").split(".")[0].replace(os.environ["GPUOPS_NAME"], "NAME")
+    return f"fsync {path.name if path.is_dir() else path.parent.name}/{file}"
 
 
 def _call(session: object, request: Any) -> str:
     if target := request.headers.get("X-Amz-Target"):
         return (target.decode() if isinstance(target, bytes) else str(target)).rpartition(".")[2]
-    body = request.body.decode() if isinstance(request.body, bytes) else str(request.body)
-    return parse_qs(body)["Action"][0]
+    asked = parse_qs(request.body.decode() if isinstance(request.body, bytes) else str(request.body))
+    action = asked["Action"][0]
+    return f"{action} everywhere" if action == "DescribeInstances" and "InstanceId.1" not in asked else action

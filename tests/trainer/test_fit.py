@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from trainer import fit as stages
 from trainer import models, recipe
+from trainer.decode import decode
 from trainer.device import choose
 from trainer.errors import Stopped
 
@@ -57,8 +57,8 @@ def test_a_run_leaves_the_files_of_the_contract(
     assert (summary["format"], summary["epochs"], summary["train_images"], summary["valid_images"]) == (1, 4, 24, 8)
     assert summary["accuracy"] == 1.0  # blue dogs, orange cats
     assert load_file(out / "out" / "weights.safetensors")["head.3.weight"].shape == (2, 64)
-    assert Image.open(out / "out" / "history.png").size == (1080, 780)
-    rows = list(csv.DictReader((out / "out" / "predictions.csv").open()))
+    assert decode(out / "out" / "history.png").shape == (3, 780, 1080)
+    rows = list(csv.DictReader((out / "out" / "predictions.csv").read_text().splitlines()))
     assert [row["image"] for row in rows][:2] == ["valid/cats/cats.0.png", "valid/cats/cats.1.png"]
     assert all(row["class"] == row["predicted"] and float(row["probability"]) > 0.5 for row in rows)
 
@@ -210,14 +210,11 @@ def test_what_cannot_be_is_refused_in_one_line(
 def test_a_loss_that_is_no_number_ends_the_run(
     trainer: Trainer, photos: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
-    state = models.build("digits_net", 2).module.state_dict()
-    save_file(
-        {name: torch.full_like(tensor, torch.nan) if "weight" in name else tensor for name, tensor in state.items()},
-        tmp_path / "nan.safetensors",
-    )
-    code, _, complained = fit(
-        trainer, photos, small_recipe, tmp_path / "run", "--weights", tmp_path / "nan.safetensors"
-    )
+    broken = models.build("digits_net", 2).module.state_dict()
+    broken["body.0.weight"] = torch.full_like(broken["body.0.weight"], torch.nan)
+    save_file(broken, tmp_path / "nan.safetensors")
+    weights = ("--weights", tmp_path / "nan.safetensors")
+    code, _, complained = fit(trainer, photos, small_recipe, tmp_path / "run", *weights)
     assert code == 27
     assert "The loss is no longer a number in stage 'head', epoch 1" in complained
 

@@ -34,10 +34,13 @@ class Aws:
         self._region = settings.region
         self._clients = Clients()
         self._clients.check_region(settings.region)
+        self._account = ""
 
     def account(self) -> str:
-        with translated("say whose credentials these are"):
-            return self._clients.sts(self._region).get_caller_identity()["Account"]
+        if not self._account:
+            with translated("say whose credentials these are"):
+                self._account = self._clients.sts(self._region).get_caller_identity()["Account"]
+        return self._account
 
     def offers(self, wish: Wish) -> list[Offer]:
         for name in wish.types:
@@ -65,13 +68,7 @@ class Aws:
 
     def prepare(self, wish: Wish, offer: Offer, *, client_key: str) -> Prepared:
         ec2 = self._clients.ec2(offer.region)
-        group_id = firewall.ensure(
-            ec2,
-            region=offer.region,
-            computer=host_keys.fingerprint(client_key).removeprefix("SHA256:")[:12],
-            block=firewall.admitted_block(wish.admit),
-            port=wish.ssh_port,
-        )
+        group_id = self._let_in(wish, offer.region, wish.ssh_port, client_key)
         with translated(f"describe the image {offer.image_id}"):
             image = ec2.describe_images(ImageIds=[offer.image_id])["Images"][0]
         host_key = host_keys.generate()
@@ -117,6 +114,9 @@ class Aws:
             },
         )
 
+    def admit(self, machine: Machine, wish: Wish, *, client_key: str) -> None:
+        self._let_in(wish, machine.region, instances.ssh_port(machine.tags), client_key)
+
     def launch(self, prepared: Prepared, token: str) -> Machine:
         region = prepared.offer.region
         # A copy by way of JSON: boto3 changes the parameters that it is given (it encodes UserData in place).
@@ -153,6 +153,15 @@ class Aws:
     def terminate(self, machine: Machine) -> None:
         with translated(f"terminate {machine.name} ({machine.id})"):
             self._clients.ec2(machine.region).terminate_instances(InstanceIds=[machine.id])
+
+    def _let_in(self, wish: Wish, region: str, port: int, client_key: str) -> str:
+        return firewall.ensure(
+            self._clients.ec2(region),
+            region=region,
+            computer=host_keys.fingerprint(client_key).removeprefix("SHA256:")[:12],
+            block=firewall.admitted_block(wish.admit),
+            port=port,
+        )
 
     def _image(self, ec2: EC2Client, kind: catalogue.Image, region: str) -> tuple[str, str, int] | None:
         """(id, name, smallest disk in GB) of the region's image of that kind, or None where there is none."""

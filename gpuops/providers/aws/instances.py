@@ -59,6 +59,10 @@ def machine(instance: InstanceTypeDef, region: str) -> Machine:
     )
 
 
+def ssh_port(labels: Mapping[str, str]) -> int:
+    return int(labels.get("gpuops:ssh-port", 22))
+
+
 def unseen(known: Machine) -> Machine:
     """A machine that EC2 does not show: it may be new, or gone; until it is known to be gone it may bill."""
     return dataclasses.replace(known, state=State.UNKNOWN, ssh=None, problem="AWS does not show this machine (yet)")
@@ -68,5 +72,5 @@ def _address(host: str, labels: Mapping[str, str]) -> Address:
     return Address(
         host=host,
         user=labels.get("gpuops:user", catalogue.USER),
-        port=int(labels.get("gpuops:ssh-port", 22)),
+        port=ssh_port(labels),
     )
