@@ -43,13 +43,15 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     from trainer.fit import fit
 
+    # One core is left to the network: on two, threads that fight over them took twice as long (digits, 2 cores).
+    workers = arguments.workers if arguments.workers is not None else min(max(device.usable_cores() - 1, 1), 8)
     with _stop_signals() as check_stop:
         fit(
             chosen,
             source=arguments.data,
             out=arguments.out,
             device=place,
-            workers=min(device.usable_cores(), 8) if arguments.workers is None else arguments.workers,
+            workers=workers,
             strict=arguments.strict,
             resume=arguments.resume,
             check_stop=check_stop,
@@ -116,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--weights", metavar="FILE", help="start from this .safetensors file, or: imagenet")
     fit.add_argument("--seed", type=_whole, metavar="N", help="instead of the recipe's")
     fit.add_argument(
-        "--workers", type=_whole, metavar="N", help="threads that prepare images; default: one per core, at most 8"
+        "--workers", type=_whole, metavar="N", help="threads that prepare images; default: all cores but one, at most 8"
     )
     fit.add_argument("--allow-cpu", action="store_true", help="train on the CPU where no GPU is usable")
     fit.add_argument("--strict", action="store_true", help="refuse to train when an image cannot be decoded")

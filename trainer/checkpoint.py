@@ -5,9 +5,8 @@ Nothing random is in it: order, augmentation and dropout follow from (seed, stag
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,20 +20,32 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """What a file held: tensors by name, and the position."""
+class Position:
+    """How far the run had come, and what it was a run of."""
 
+    stage_index: int
+    epoch: int  # epochs finished in that stage
+    metrics_bytes: int  # the length of metrics.jsonl then
+    threads: int  # torch's: another number adds up in another order
+    recipe_sha256: str
+    images_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a file held: the position, and tensors by name."""
+
+    position: Position
     network: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
-    position: dict[str, Any]
 
 
-def write(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, position: dict[str, Any]) -> None:
+def write(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
     """Replace the checkpoint at `path`. Raises DiskFull, RunDirRefused."""
     tensors = {f"network/{key}": tensor.contiguous() for key, tensor in module.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{key}": tensor.contiguous() for key, tensor in values.items()}
-    write_atomically(path, save(tensors, metadata={"format": str(FORMAT), "position": json.dumps(position)}))
+    write_atomically(path, save(tensors, metadata={"format": str(FORMAT), "position": json.dumps(asdict(position))}))
 
 
 def read(path: Path) -> Checkpoint:
@@ -46,7 +57,7 @@ def read(path: Path) -> Checkpoint:
             header = file.metadata()
             if int(header["format"]) > FORMAT:
                 raise RunDirRefused(f"{path} was written by a newer trainer", "Upgrade this one")
-            position = json.loads(header["position"])
+            position = Position(**json.loads(header["position"]))
             for name in file.keys():  # noqa: SIM118  # not a dictionary
                 kind, _, key = name.partition("/")
                 if kind == "network":
@@ -56,7 +67,7 @@ def read(path: Path) -> Checkpoint:
                     optimizer.setdefault(int(index), {})[value] = file.get_tensor(name)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunDirRefused(f"The checkpoint {path} cannot be read: {error}", "Delete it to start over") from error
-    return Checkpoint(network=network, optimizer=optimizer, position=position)
+    return Checkpoint(position=position, network=network, optimizer=optimizer)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint, data, engine, models, optimizer, randomness, report, transforms, weights
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import Checkpoint, Position
 from trainer.data.batches import Batches
 from trainer.data.pixels import Pixels, decode_all
 from trainer.device import Device
@@ -188,32 +188,36 @@ def _saved(rundir: RunDir, resume: bool) -> Checkpoint | None:
 
 
 def _save(run: Run, state: State, stepper: torch.optim.Optimizer) -> None:
-    position = {
-        "stage_index": state.stage_index,
-        "epoch": state.epoch,
-        "metrics_bytes": run.rundir.metrics.stat().st_size,
-        "threads": torch.get_num_threads(),
-        **run.identity,
-    }
+    position = Position(
+        stage_index=state.stage_index,
+        epoch=state.epoch,
+        metrics_bytes=run.rundir.metrics.stat().st_size,
+        threads=torch.get_num_threads(),
+        recipe_sha256=run.recipe.sha256,
+        images_sha256=run.images_sha256,
+    )
     checkpoint.write(run.rundir.checkpoint, run.network.module, stepper, position)
 
 
 def _resumed(run: Run, saved: Checkpoint) -> State:
     """The state that the checkpoint stands for, its weights put into the network."""
     position = saved.position
-    for what, value in run.identity.items():
-        if position[what] != value:
+    for what, saved_sha256, sha256 in (
+        ("recipe", position.recipe_sha256, run.recipe.sha256),
+        ("image set", position.images_sha256, run.images_sha256),
+    ):
+        if saved_sha256 != sha256:
             raise RunDirRefused(
                 f"{run.rundir.root} holds a run with another {what}", f"Give it the same {what}, or another --out"
             )
-    run.rundir.cut_metrics(position["metrics_bytes"])
+    run.rundir.cut_metrics(position.metrics_bytes)
     run.network.module.load_state_dict(saved.network)
     history = tuple(
         Epoch(**{key: event[key] for key in (spec.name for spec in fields(Epoch))})
         for event in run.rundir.events("epoch")
     )
-    if position["threads"] != torch.get_num_threads():
+    if position.threads != torch.get_num_threads():
         report.say(
-            f"resumed with {torch.get_num_threads()} threads instead of {position['threads']}: last digits may differ"
+            f"resumed with {torch.get_num_threads()} threads instead of {position.threads}: last digits may differ"
         )
-    return State(stage_index=position["stage_index"], epoch=position["epoch"], history=history, resumed_from=saved)
+    return State(stage_index=position.stage_index, epoch=position.epoch, history=history, resumed_from=saved)

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from trainer.errors import RecipeRefused
 
@@ -33,13 +33,16 @@ class Checked:
     """Checks every field against its knob as soon as the value exists."""
 
     __slots__ = ()
-    where: ClassVar[str]
+
+    def where(self) -> str:
+        """How a refusal names this value."""
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
         for spec in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = getattr(self, spec.name)
             if spec.metadata and value is not None:
-                _check(value, spec.metadata, f"{self.where} {spec.name}")
+                _check(value, spec.metadata, f"{self.where()}: {spec.name}")
 
 
 def closest(word: str, known: Iterable[str]) -> str:

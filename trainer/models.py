@@ -6,6 +6,7 @@ The groups follow fast.ai 0.7: one rate for the early layers (stride up to 8), o
 from collections.abc import Iterator
 from itertools import pairwise
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -91,8 +92,9 @@ def build(arch: str, class_count: int) -> Network:
     return Network(module, _groups(arch, module, head=last_layer.split(".")[0]), last_layer)
 
 
+@torch.no_grad()
 def check(network: Network, recipe: Recipe) -> None:
-    """Refuse stages that do not fit the network's layer groups, before anything is trained. Raises RecipeRefused."""
+    """Refuse stages that do not fit the network, before anything is trained. Raises RecipeRefused."""
     count = network.group_count
     for stage in recipe.stages:
         if not -count <= stage.freeze_to < count:
@@ -105,6 +107,11 @@ def check(network: Network, recipe: Recipe) -> None:
                 f"Stage {stage.name!r} has {len(stage.lr)} learning rates, but {recipe.arch} has {count} layer groups"
             )
             raise RecipeRefused(what, "Give one rate, or one per group")
+        try:
+            network.module.eval()(torch.zeros(1, 3, stage.size_px, stage.size_px))
+        except (AssertionError, RuntimeError) as error:  # shrunk to nothing, or a transformer of a fixed size
+            what = f"Stage {stage.name!r}: {recipe.arch} cannot take images of {stage.size_px} px: {error}"
+            raise RecipeRefused(what.rstrip(".!"), "Change size_px or arch") from error
 
 
 class SmallNet(nn.Module):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from trainer import schedules
 from trainer.errors import RecipeRefused
@@ -58,7 +58,8 @@ def from_table(table: dict[str, Any]) -> "Recipe":
     if not isinstance(rest.get("stages"), list):
         raise RecipeRefused("The recipe has no [[stages]]", "Add at least one, with a name and epochs")
     rest["stages"] = tuple(
-        _made(Stage, shared | stage, f"stages.{index}") for index, stage in enumerate(rest["stages"])
+        _made(Stage, shared | stage if isinstance(stage, dict) else stage, f"stages.{index}")
+        for index, stage in enumerate(rest["stages"])
     )
     for key, part in (("data", DataOptions), ("augmentation", Augmentation)):
         rest[key] = _made(part, rest.get(key, {}), key)
@@ -70,8 +71,6 @@ def from_table(table: dict[str, Any]) -> "Recipe":
 class Augmentation(Checked):
     """How a training image is varied each time it is shown. The defaults suit photographs taken from the side."""
 
-    where: ClassVar[str] = "augmentation:"
-
     flip: bool = knob(SWITCH, True, "", "a mirrored photograph is as likely; not so for digits and text")
     rotate_degrees: float = knob(NUMBER, 10.0, "degrees", "fast.ai 0.7: 3 images in 4, either way", least=0, most=45)
     zoom_max: float = knob(
@@ -79,12 +78,13 @@ class Augmentation(Checked):
     )
     lighting: float = knob(NUMBER, 0.05, "of full range", "fast.ai 0.7: brightness and contrast", least=0, most=0.9)
 
+    def where(self) -> str:
+        return "[augmentation]"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions(Checked):
     """Where the images come from when --data does not say, how they are split and normalised."""
-
-    where: ClassVar[str] = "data:"
 
     source: str = knob(TEXT, "", "", "a built-in set's name; empty: --data is needed")
     valid_fraction: float = knob(NUMBER, 0.2, "", "where a folder has no train/ and valid/", least=0.01, most=0.9)
@@ -108,23 +108,24 @@ class DataOptions(Checked):
         several=True,
     )
 
+    def where(self) -> str:
+        return "[data]"
+
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         for name in ("mean", "std"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or len(value) != 3:
-                raise RecipeRefused(f"data: {name} must be three numbers, not {value!r}", "Correct the recipe")
+                raise RecipeRefused(f"[data]: {name} must be three numbers, not {value!r}", "Correct the recipe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage(Checked):
     """One stretch of training: all is held constant but the learning rate, which falls along a cosine in each cycle."""
 
-    where: ClassVar[str] = "stages:"
-
     name: str = knob(TEXT, "train", "", "shown in the log and in metrics.jsonl")
     size_px: int = knob(
-        WHOLE, 224, "px", "the square's side; what ImageNet weights were trained on", least=1, most=4096
+        WHOLE, 224, "px", "the square's side; what ImageNet weights were trained on", least=8, most=4096
     )
     freeze_to: int = knob(WHOLE, 0, "group", "layer groups before this one are frozen: 0 none, -1 all but the head")
     augment: bool = knob(SWITCH, True, "", "vary the training images as [augmentation] says")
@@ -138,10 +139,13 @@ class Stage(Checked):
     spread: float = knob(
         NUMBER, 1.0, "×", "the rate falls by this per earlier layer group: 10 for photographs, else 3", least=1
     )
-    batch_size: int = knob(WHOLE, 64, "images", "fast.ai 0.7", least=1)
+    batch_size: int = knob(WHOLE, 64, "images", "fast.ai 0.7; BatchNorm needs two", least=2)
     optimizer: str = knob(TEXT, "sgd", "", "fast.ai 0.7; adamw needs less tuning from scratch", one_of=("sgd", "adamw"))
     momentum: float = knob(NUMBER, 0.9, "", "fast.ai 0.7; for adamw its first beta", least=0, most=0.999)
     weight_decay: float = knob(NUMBER, 0.0, "", "fast.ai 0.7; never on biases and norm weights", least=0, most=1)
+
+    def where(self) -> str:
+        return f"stage {self.name!r}"
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -162,8 +166,6 @@ class Stage(Checked):
 class Recipe(Checked):
     """Everything that decides the result, but the images and the machine."""
 
-    where: ClassVar[str] = "recipe:"
-
     name: str = knob(TEXT, "recipe", "", "the file's name unless it says otherwise")
     about: str = knob(TEXT, "", "", "one line for `python -m trainer recipes`")
     arch: str = knob(TEXT, "resnet34", "", "fast.ai's first model; any torchvision classifier, digits_net or photo_net")
@@ -174,6 +176,9 @@ class Recipe(Checked):
     data: DataOptions = field(default_factory=DataOptions)
     augmentation: Augmentation = field(default_factory=Augmentation)
     stages: tuple[Stage, ...] = ()
+
+    def where(self) -> str:
+        return "recipe"
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)

@@ -47,10 +47,7 @@ class Run:
         return [group_rates(stage.lr, stage.spread, self.network.group_count)[-1] for stage in self.recipe.stages]
 
     @property
-    def identity(self) -> dict[str, str]:
-        """What must be the same for a checkpoint of one run to be resumed by another."""
+    def images_sha256(self) -> str:
+        """The digest of the images' names, labels and order."""
         images = [self.train.names, self.train.labels, self.valid.names, self.valid.labels, self.classes]
-        return {
-            "recipe": self.recipe.sha256,
-            "image set": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
-        }
+        return hashlib.sha256(json.dumps(images).encode()).hexdigest()

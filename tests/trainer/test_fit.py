@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from trainer import fit as stages
 from trainer import models, recipe
@@ -149,10 +149,15 @@ def test_another_recipe_or_other_images_do_not_resume_a_run(
     assert "holds a run with another image set" in complained
 
 
-def test_a_damaged_checkpoint_is_refused(trainer: Trainer, photos: Path, small_recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x04cos\nsystem\n.", save({"network/a": torch.zeros(1)}, {"format": "1"})]
+)
+def test_a_damaged_checkpoint_is_refused(
+    trainer: Trainer, photos: Path, small_recipe: Path, tmp_path: Path, content: bytes
+) -> None:
     out = tmp_path / "run"
     fit(trainer, photos, small_recipe, out)
-    (out / "checkpoints" / "last.safetensors").write_bytes(b"\x80\x04cos\nsystem\n.")
+    (out / "checkpoints" / "last.safetensors").write_bytes(content)
     code, _, complained = fit(trainer, photos, small_recipe, out, "--resume")
     assert code == 25
     assert "cannot be read" in complained

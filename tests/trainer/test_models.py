@@ -74,6 +74,12 @@ def test_a_stage_that_does_not_fit_the_networks_groups_is_refused(change: dict[s
         models.check(models.build("resnet18", 2), made)
 
 
+def test_images_too_small_for_the_network_are_refused() -> None:
+    made = recipe.Recipe(arch="photo_net", stages=(stage(size_px=8),))
+    with pytest.raises(RecipeRefused, match="photo_net cannot take images of 8 px"):
+        models.check(models.build("photo_net", 2), made)
+
+
 def test_weights_come_back_but_for_the_layer_of_other_classes(tmp_path: Path) -> None:
     trained, fresh = models.build("photo_net", 2), models.build("photo_net", 5)
     weights.save_weights(trained.module, tmp_path / "weights.safetensors")

@@ -37,7 +37,7 @@ def test_describe_shows_the_epochs_of_every_cycle(trainer: Trainer) -> None:
         ({"eposhs": 3}, "stages.0 has no key 'eposhs' (did you mean 'epochs'?)"),
         ({"lr": 500}, "lr is 500; it must be between 1e-12 and 100"),
         ({"lr": [0.1, -0.1]}, "lr is -0.1"),
-        ({"size_px": 0}, "size_px is 0 px; it must be between 1 and 4096"),
+        ({"size_px": 0}, "stage 'only': size_px is 0 px; it must be between 8 and 4096"),
         ({"size_px": "64"}, "size_px must be a whole number, not '64'"),
         ({"epochs": True}, "epochs must be a whole number, not True"),
         ({"momentum": float("nan")}, "momentum is nan"),
