@@ -48,10 +48,11 @@ def run(folder: Path) -> int:
         job = subprocess.Popen(
             ["sh", "job.sh"], cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda received, _: _end(job, received, stopped_by))
+    _when_stopped(lambda received, _: _end(job, received, stopped_by))
     _write_state(folder, "running", pid=job.pid)
     exit_code = job.wait()
+    _when_stopped(signal.SIG_IGN)  # its results are made whole first, and its process id may soon be another's
+    signal.setitimer(signal.ITIMER_REAL, 0)
     _kill_group(job.pid, signal.SIGKILL)  # what it left behind would hold the GPU's memory
     exit_code = exit_code if exit_code >= 0 else 128 - exit_code
     if stopped_by:
@@ -60,6 +61,7 @@ def run(folder: Path) -> int:
         state, reason = ("succeeded", "") if exit_code == 0 else ("failed", f"exit code {exit_code}")
     _write_state(folder, state, exit_code=exit_code, reason=reason)
     seal(folder)
+    _when_stopped(signal.SIG_DFL)
     machine_lock.close()
     lock.close()
     if not stopped_by and settings["then"] != "keep":
@@ -139,6 +141,11 @@ def _used() -> float:
         return (_GPUOPS / "in-use").stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def _when_stopped(action: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, action)
 
 
 def _end(job: subprocess.Popen[bytes], received: int, stopped_by: list[int]) -> None:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from gpuops import __version__
-from gpuops.cli import machines, runs, sandbox
+from gpuops.cli import machines, runs, sandbox, screen
 from gpuops.errors import BadInput, Bug, GpuopsError
 
 _INTERRUPTED_EXIT_CODE = 130
@@ -42,6 +42,7 @@ def cli(in_sandbox: bool, debug: bool) -> None:
     """From a laptop to trained weights on a GPU you don't own, and never to a bill you didn't expect."""
     if in_sandbox:
         sandbox.enter()
+        screen.called("gpuops --sandbox")
 
 
 cli.add_command(machines.up)
@@ -104,4 +105,4 @@ def _explain(error: GpuopsError, *, as_json: bool = False) -> None:
     for label, text in (("Error", error.what), ("Left behind", error.left_behind), ("Next", error.next_step)):
         if text:
             click.secho(f"{label}: ", err=True, nl=False, bold=True, fg="red" if label == "Error" else None)
-            click.echo(text, err=True)
+            screen.say(text, err=True)

@@ -53,11 +53,11 @@ def up(yes: bool, **flags: object) -> None:
     settings = resolve(**flags)
     with screen.Progress() as progress:
         machine = workflow.up(settings, confirm=confirm_plan(settings, progress, yes=yes), tell=progress.tell)
-    click.echo(f"{machine.name} runs: {machine.type} in {machine.place}, {cost.per_hour(machine)}.")
-    click.echo(_stops(machine))
+    screen.say(f"{machine.name} runs: {machine.type} in {machine.place}, {cost.per_hour(machine)}.")
+    screen.say(_stops(machine))
     book = workflow.address_book(settings)
     plain = settings.ssh_config == Path.home() / ".ssh" / "config"
-    click.echo(f"  ssh {machine.name}" if plain else f"  ssh -F {book.path} {machine.name}")
+    screen.say(f"  ssh {machine.name}" if plain else f"  ssh -F {book.path} {machine.name}")
 
 
 @click.command()
@@ -69,7 +69,7 @@ def status(as_json: bool, **flags: object) -> None:
     from gpuops import workflow
 
     inventory = workflow.status(resolve(**flags))
-    click.echo(_status_json(inventory) if as_json else _status_text(inventory))
+    screen.say(_status_json(inventory) if as_json else _status_text(inventory))
     if inventory.unanswered and not as_json:
         raise VendorUnreachable(
             f"{len(inventory.unanswered)} places did not answer: what runs there is not shown.",
@@ -115,9 +115,9 @@ def down(terminate: bool, discard: bool, yes: bool, **flags: object) -> None:
             resolve(**flags), terminate=terminate, discard=discard, confirm=confirm, tell=progress.tell
         )
     if machine.state.exists:
-        click.echo(f"{machine.name} is {machine.state.value}: $0/h. Its disk is kept and costs {cost.disk(machine)}.")
+        screen.say(f"{machine.name} is {machine.state.value}: $0/h. Its disk is kept and costs {cost.disk(machine)}.")
     else:
-        click.echo(f"{machine.name} is gone, with its disk: it costs nothing any more.")
+        screen.say(f"{machine.name} is gone, with its disk: it costs nothing any more.")
 
 
 def resolve(**flags: object) -> Settings:
@@ -135,9 +135,7 @@ def confirm_plan(
 
     def confirm(plan: Plan) -> None:
         progress.pause()
-        _show_plan(plan, settings)
-        if afterwards:
-            click.echo(f"  {'then':<8} {afterwards}", err=True)
+        _show_plan(plan, settings, afterwards)
         screen.ask(_question(plan), yes=yes or _costs_nothing_new(plan))
 
     return confirm
@@ -164,7 +162,7 @@ def _question(plan: Plan) -> str:
     return f"Start it, at {cost.rate(price)}?"
 
 
-def _show_plan(plan: Plan, settings: Settings) -> None:
+def _show_plan(plan: Plan, settings: Settings, afterwards: str) -> None:
     if plan.existing:
         machine = plan.existing
         hours = machine.max_hours or settings.max_hours
@@ -190,8 +188,7 @@ def _show_plan(plan: Plan, settings: Settings) -> None:
             instead = next((o for o in plan.offers if not o.note), None)
             rows.append(("note", f"{offer.note}; today it gives {_priced(instead)}" if instead else offer.note))
     rows += [("warning", f"{place.place} did not answer: {place.reason}") for place in plan.unanswered]
-    for label, text in rows:
-        click.echo(f"  {label:<8} {text}", err=True)
+    screen.rows([*rows, ("then", afterwards)] if afterwards else rows, err=True)
 
 
 def _type(offer: Offer) -> str:

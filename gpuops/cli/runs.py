@@ -107,9 +107,9 @@ def pull(run_id: str | None, yes: bool, **flags: object) -> None:
         brought = workflow.pull(settings, run_id, confirm=confirm, tell=progress.tell)
     store = workflow.run_store(settings)
     for run in brought:
-        click.echo(f"{run.id} is home, every file verified: {store.path(run.id)}")
+        screen.say(f"{run.id} is home, every file verified: {store.path(run.id)}")
     if not brought:
-        click.echo("Nothing to bring home: no ended run there that isn't home already.")
+        screen.say("Nothing to bring home: no ended run there that isn't home already.")
 
 
 @click.command()
@@ -125,7 +125,7 @@ def runs() -> None:
         state = outcome.state if home else f"on {run.machine}"
         accuracy = "-" if outcome.accuracy is None else f"{outcome.accuracy:.4f}"
         rows.append((run.id, run.recipe, run.machine, state, accuracy, str(store.path(run.id)) if home else "no"))
-    click.echo(screen.columns(rows) if len(rows) > 1 else "No runs yet: gpuops train")
+    screen.say(screen.columns(rows) if len(rows) > 1 else "No runs yet: gpuops train")
 
 
 def _place(word: str) -> Path | str:
@@ -144,10 +144,10 @@ def _detached(settings: Settings) -> None:
 
     newest = workflow.run_store(settings).all()[-1:]
     if not newest or workflow.run_store(settings).is_home(newest[0].id):
-        click.echo("\nInterrupted before the run had started. See what runs: gpuops status", err=True)
+        screen.say("\nInterrupted before the run had started. See what runs: gpuops status", err=True)
         sys.exit(_DETACHED_EXIT_CODE)
     run = newest[0]
-    click.echo(
+    screen.say(
         f"\nDetached: run {run.id} goes on, on {run.machine}, at {_rate(run)}.\n"
         f"The machine stops by itself {run.grace_minutes:g} minutes after the run's end, or at its deadline.\n"
         f"  gpuops attach {run.id}   follow it again, and bring it home\n"
@@ -174,6 +174,5 @@ def _report(settings: Settings, finished: Finished) -> None:
     if (folder / "out" / "weights.safetensors").exists():
         rows.append(("weights", str(folder / "out" / "weights.safetensors")))
     rows.append(("results", f"{folder} (every file verified)"))
-    for label, text in rows:
-        click.echo(f"  {label:<9} {text}")
+    screen.rows(rows)
     sys.exit(outcome.exit_code or 0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,6 +16,31 @@ from gpuops.errors import NotConfirmed
 
 if TYPE_CHECKING:
     from rich.status import Status
+
+
+_COMMAND = re.compile(r"\bgpuops (?=(?:up|status|ssh|down|train|attach|pull|runs)\b)")
+_called = "gpuops "
+
+
+def called(prefix: str) -> None:
+    """How the commands are to be written that a person is told to type, from here on."""
+    global _called
+    _called = f"{prefix} "
+
+
+def say(text: str, *, err: bool = False) -> None:
+    click.echo(_COMMAND.sub(_called, text), err=err)
+
+
+def rows(pairs: Sequence[tuple[str, str]], *, err: bool = False) -> None:
+    """Labels and what belongs to them, long texts folded under themselves on a terminal."""
+    label_width = max(len(label) for label, _ in pairs)
+    stream = sys.stderr if err else sys.stdout
+    text_width = max(40, shutil.get_terminal_size().columns - label_width - 5) if stream.isatty() else sys.maxsize
+    for label, text in pairs:
+        first, *others = textwrap.wrap(text, text_width, break_long_words=False, break_on_hyphens=False) or [""]
+        for head, line in ((label, first), *(("", other) for other in others)):
+            say(f"  {head:<{label_width}}  {line}".rstrip(), err=err)
 
 
 class Progress:
@@ -28,7 +56,7 @@ class Progress:
     def tell(self, step: str) -> None:
         """The next step has begun."""
         if not sys.stderr.isatty():
-            click.echo(step, err=True)
+            say(step, err=True)
             return
         self._finish("✓")
         self._step = step
@@ -60,7 +88,7 @@ class Progress:
 
     def _finish(self, mark: str) -> None:
         if self._live and self._step:
-            self._live.console.print(f"{mark} {self._step}", highlight=False, markup=False)
+            self._live.console.print(_COMMAND.sub(_called, f"{mark} {self._step}"), highlight=False, markup=False)
             self._step = ""
 
 

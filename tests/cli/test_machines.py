@@ -1,0 +1,295 @@
+"""`gpuops up`, `status`, `ssh` and `down` as processes: what they print, ask, leave behind and exit with."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from gpuops.errors import (
+    Busy,
+    MachineUnreachable,
+    NoSshProgram,
+    NotConfirmed,
+    StateError,
+    UnknownMachine,
+    VendorUnreachable,
+)
+from tests.computers import REGION, Cloud, Computer, Ran, command
+from tests.providers.conftest import FAR
+
+needs_ssh = pytest.mark.skipif(not shutil.which("ssh"), reason="there is no ssh program here")
+
+
+def on_a_terminal(computer: Computer, *words: str, answer: str) -> Ran:
+    """`gpuops WORDS` on a terminal, where the person types `answer`; what they see is in stdout."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command(*words), env=computer.environment(TERM="xterm"), stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        os.write(ours, answer.encode())
+        seen = bytearray()
+        try:
+            while chunk := os.read(ours, 4096):
+                seen += chunk
+        except OSError:  # how Linux says that the other end is closed
+            pass
+        process.wait(timeout=60)
+    os.close(ours)
+    return Ran(words, process.returncode, seen.decode(), "")
+
+
+def test_up_shows_the_plan_with_its_prices_and_says_how_to_get_in(the_cloud: Cloud, computer: Computer) -> None:
+    ran = computer.gpuops("up", "-y")
+    said = ran.succeeded()
+    assert f"{computer.name} runs: p2.xlarge in aws/{REGION}, $0.900/h." in said
+    assert f"ssh -F {computer.address_book} {computer.name}" in said
+    assert "stops by itself 12 h after its boot" in said
+    for row in (
+        "launch ",
+        "p2.xlarge (K80 12 GB) in us-west-2",
+        "fastai-part1v2-p2 (ami-8c4288f4)",
+        "$0.900/h while it runs",
+        "100 GB, $8.00/month until it is deleted",
+        "by itself 12 h after every boot",
+        # p2 has been retired: which pair AWS would give today
+        "AWS has retired p2; today it gives g4dn.xlarge (T4 16 GB) with Deep Learning Base OSS",
+        "Launching p2.xlarge",
+        "Waiting for ssh on 127.",
+    ):
+        assert row in ran.stderr
+    again = computer.gpuops("up")  # without -y: nothing new bills, so nothing is asked
+    again.succeeded()
+    assert f"use      {computer.name}" in again.stderr
+    assert the_cloud.states(computer.name) == ["running"]
+
+
+def test_up_without_a_terminal_or_a_yes_launches_nothing(the_cloud: Cloud, computer: Computer) -> None:
+    before = len(the_cloud.calls("RunInstances"))
+    said = computer.gpuops("up").failed(NotConfirmed)
+    assert "Start it, at $0.900/h? There is no terminal to answer on." in said
+    assert "Left behind: Nothing was changed." in said
+    assert "-y" in said
+    assert len(the_cloud.calls("RunInstances")) == before
+
+
+def test_up_asks_on_a_terminal_and_takes_no_for_an_answer(the_cloud: Cloud, computer: Computer) -> None:
+    before = len(the_cloud.calls("RunInstances"))
+    ran = on_a_terminal(computer, "up", answer="n\n")
+    assert ran.exit_code == NotConfirmed.exit_code
+    assert "Start it, at $0.900/h? [y/N]" in ran.stdout
+    assert "Traceback" not in ran.stdout
+    assert len(the_cloud.calls("RunInstances")) == before
+
+
+def test_up_asks_on_a_terminal_and_takes_yes_for_an_answer(the_cloud: Cloud, computer: Computer) -> None:
+    ran = on_a_terminal(computer, "up", answer="y\n")
+    assert ran.exit_code == 0, ran.stdout
+    assert "✓ Launching p2.xlarge in us-west-2" in ran.stdout
+    assert the_cloud.states(computer.name) == ["running"]
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_interrupted_up_stops_the_machine_that_it_launched(
+    the_cloud: Cloud, computer: Computer, number: signal.Signals, exit_code: int
+) -> None:
+    with computer.process("up", "-y", GPUOPS_SSH_PORT="2223") as process:  # nobody listens there: it goes on waiting
+        ran = interrupt(process, number)
+    assert ran.exit_code == exit_code, ran
+    assert f"{computer.name} is stopped; its disk costs $8.00/month" in ran.stderr
+    assert "Traceback" not in ran.output
+    assert the_cloud.states(computer.name) == ["stopped"]
+
+
+def test_an_interrupted_up_leaves_a_machine_running_that_ran_before(the_cloud: Cloud, computer: Computer) -> None:
+    machine = computer.up()
+    the_cloud.client().create_tags(Resources=[machine.id], Tags=[{"Key": "gpuops:ssh-port", "Value": "2223"}])
+    with computer.process("up", "-y") as process:
+        ran = interrupt(process, signal.SIGINT)
+    assert ran.exit_code == 130
+    assert the_cloud.states(computer.name) == ["running"]
+
+
+def interrupt(process: subprocess.Popen[str], number: signal.Signals) -> Ran:
+    """Send the signal as soon as it waits for ssh."""
+    assert process.stderr is not None
+    said = ""
+    while "Waiting for ssh" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    return Ran((), process.returncode, stdout, said + stderr)
+
+
+def test_a_hang_up_that_is_to_be_ignored_is(computer: Computer) -> None:
+    """As with nohup."""
+    with subprocess.Popen(
+        ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command("up", "-y")],
+        env=computer.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        ran = interrupt(process, signal.SIGHUP)
+    ran.succeeded()
+
+
+def test_a_second_command_is_told_to_wait(computer: Computer) -> None:
+    with computer.process("up", "-y", GPUOPS_SSH_PORT="2223") as process:
+        assert process.stderr is not None
+        while "Waiting for ssh" not in process.stderr.readline():
+            pass
+        said = computer.gpuops("down").failed(Busy)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert "Another gpuops command is at work on this machine" in said
+
+
+def test_status_shows_every_machine_in_every_region_with_its_price(
+    the_cloud: Cloud, new_computer: Callable[[], Computer]
+) -> None:
+    mine = new_computer()
+    mine.up()
+    far = new_computer()
+    far.name = f"{mine.name}-far"
+    far.up(region=FAR, types="g4dn.xlarge")
+    said = new_computer().gpuops("status").succeeded()
+    heading, *rows, total = said.splitlines()
+    assert heading.split() == "NAME STATE TYPE PLACE ADDRESS PRICE DISK STOPS BY ITSELF ID".split()
+    assert [row.split()[:4] for row in rows] == [
+        [mine.name, "running", "p2.xlarge", f"aws/{REGION}"],
+        [far.name, "running", "g4dn.xlarge", f"aws/{FAR}"],
+    ]
+    assert "$0.900/h" in rows[0]
+    assert "an unknown price per hour" in rows[1]
+    assert total == "Together $0.900/h, and 1 at an unknown price."
+
+
+def test_status_as_json_has_every_machine_and_the_places_that_did_not_answer(
+    the_cloud: Cloud, computer: Computer
+) -> None:
+    machine = computer.up()
+    assert machine.ssh is not None
+    assert machine.launched_at is not None
+    the_cloud.add_faults({"action": "DescribeInstances", "code": "AuthFailure", "status": 401, "region": FAR})
+    answer = json.loads(computer.gpuops("status", "--json").stdout)
+    [place] = answer.pop("unanswered")
+    assert place["place"] == f"aws/{FAR}"
+    assert "AuthFailure" in place["reason"]
+    assert answer == {
+        "format": 1,
+        "machines": [
+            {
+                "id": machine.id,
+                "name": computer.name,
+                "provider": "aws",
+                "region": REGION,
+                "zone": machine.zone,
+                "type": "p2.xlarge",
+                "state": "running",
+                "address": machine.ssh.host,
+                "bills": True,
+                "price_usd_per_hour": 0.9,
+                "disk_usd_per_month": 8.0,
+                "launched_at": machine.launched_at.isoformat(),
+                "max_hours": 12.0,
+                "problem": "",
+            }
+        ],
+    }
+
+
+def test_status_says_that_there_is_nothing_only_when_every_region_has_answered(
+    the_cloud: Cloud, computer: Computer
+) -> None:
+    assert computer.gpuops("status").succeeded() == "No machines, in any region.\n"
+    the_cloud.add_faults({"action": "DescribeInstances", "code": "AuthFailure", "status": 401, "region": FAR})
+    ran = computer.gpuops("status")
+    said = ran.failed(VendorUnreachable)
+    assert "No machines" not in ran.output
+    assert f"aws/{FAR}" in said
+
+
+def test_status_shows_the_machines_even_where_the_address_book_cannot_be_written(computer: Computer) -> None:
+    """What bills comes first; the convenience of `ssh NAME` second."""
+    computer.up()
+    computer.address_book.unlink()
+    computer.address_book.mkdir()
+    ran = computer.gpuops("status")
+    assert computer.name in ran.stdout
+    assert "$0.900/h" in ran.stdout
+
+
+def test_down_stops_and_says_what_the_disk_costs(the_cloud: Cloud, computer: Computer) -> None:
+    computer.up()
+    ran = computer.gpuops("down", computer.name)
+    said = ran.succeeded()
+    assert said == f"{computer.name} is stopped: $0/h. Its disk is kept and costs $8.00/month.\n"
+    assert the_cloud.states(computer.name) == ["stopped"]
+    assert "Traceback" not in ran.output
+    [row] = [row for row in computer.gpuops("status").stdout.splitlines() if row.startswith(computer.name)]
+    assert "$0/h" in row
+
+
+def test_down_terminate_deletes_only_after_a_yes(the_cloud: Cloud, computer: Computer) -> None:
+    computer.up()
+    refused = computer.gpuops("down", "--terminate").failed(NotConfirmed)
+    assert f"Delete {computer.name} (" in refused
+    assert on_a_terminal(computer, "down", "--terminate", answer="n\n").exit_code == NotConfirmed.exit_code
+    assert the_cloud.states(computer.name) == ["running"]
+    said = computer.gpuops("down", "--terminate", "-y").succeeded()
+    assert said == f"{computer.name} is gone, with its disk: it costs nothing any more.\n"
+    assert the_cloud.states(computer.name) == []
+
+
+def test_a_machine_that_there_is_not_is_answered_with_the_closest(computer: Computer) -> None:
+    nothing = computer.gpuops("down", "fast-ai").failed(UnknownMachine)
+    assert "There are no machines. Start it: gpuops up fast-ai" in nothing
+    computer.up()
+    assert f"Did you mean '{computer.name}'?" in computer.gpuops("down", f"{computer.name}x").failed(UnknownMachine)
+
+
+@needs_ssh
+def test_ssh_runs_a_command_there_and_exits_as_it_did(computer: Computer) -> None:
+    computer.up()
+    ran = computer.gpuops("ssh", computer.name, "echo here; exit 7")
+    assert (ran.exit_code, ran.stdout, ran.stderr) == (7, "here\n", "")
+    computer.down()
+    said = computer.gpuops("ssh", computer.name, "true").failed(StateError)
+    assert f"{computer.name} is stopped." in said
+    assert f"Next: gpuops up {computer.name}" in said
+
+
+def test_ssh_without_an_ssh_program_says_how_to_get_one(computer: Computer) -> None:
+    said = computer.gpuops("ssh", computer.name, PATH="/nonexistent").failed(NoSshProgram)
+    assert "apt install openssh-client" in said
+
+
+def test_up_needs_no_ssh_program(the_cloud: Cloud, computer: Computer) -> None:
+    computer.gpuops("up", "-y", PATH="/nonexistent").succeeded()
+    assert the_cloud.states(computer.name) == ["running"]
+
+
+def test_a_machine_that_ssh_does_not_reach_is_stopped_and_what_is_left_is_said(
+    the_cloud: Cloud, computer: Computer
+) -> None:
+    """A refused login is final: nobody waits ten minutes for a key that isn't admitted."""
+    from gpuops.errors import KeyRefused
+
+    computer.up()
+    computer.down()
+    shutil.rmtree(computer.home / "keys")
+    said = computer.gpuops("up", "-y").failed(KeyRefused)
+    assert f"Left behind: {computer.name} is stopped; its disk costs $8.00/month." in said
+    assert MachineUnreachable.exit_code == KeyRefused.exit_code
+    assert the_cloud.states(computer.name) == ["stopped"]
