@@ -153,6 +153,7 @@ def launch(
 
 
 def _launched(provider: Provider, record: Launch, records: LaunchRecords, key: str, release: Release) -> Machine:
+    release.expects(record.prepared.host_key)
     try:
         machine = provider.launch(record.prepared, record.token)
     except VendorUnreachable as error:
@@ -163,6 +164,7 @@ def _launched(provider: Provider, record: Launch, records: LaunchRecords, key: s
         raise
     except GpuopsError:
         records.clear(key)  # a definite no: nothing was made
+        release.expects(None)
         raise
     release.owns(machine)
     kept = _the_one_that_stays(provider, machine, records, key, release.clock)
@@ -282,10 +284,15 @@ class Release:
         self._provider = provider
         self._name = name
         self._machine: Machine | None = None
+        self._host_key: str | None = None
         self._kept = False
 
+    def expects(self, host_key: str | None) -> None:
+        """A launch is under way whose machine would bear this host key; None: nothing will come of it."""
+        self._host_key = host_key
+
     def owns(self, machine: Machine) -> None:
-        """This is the machine to stop. Before this is known, a machine of the name is looked for."""
+        """This is the machine to stop."""
         self._machine = machine
 
     def keep(self) -> None:
@@ -303,16 +310,27 @@ class Release:
         except GpuopsError as failure:
             left = f"{self._name} could not be stopped and may be running: {failure.what}"
         if left:
-            self.tell(left)
+            self._say(left)
         if isinstance(error, GpuopsError):
             error.left_behind = " ".join(filter(None, (error.left_behind, left)))
 
     def _stop(self) -> str:
-        machines = (self._machine,) if self._machine else self._provider.find(self._name).machines
+        if self._machine:
+            machines = [self._machine]
+        elif self._host_key:
+            # By its key, not only by its name: another computer may have launched one of that name meanwhile.
+            found = self._provider.find(self._name).machines
+            machines = [machine for machine in found if machine.host_key == self._host_key]
+        else:
+            machines = []
         for machine in machines:
-            self.tell(f"Stopping {machine.name} ({machine.id})")
+            self._say(f"Stopping {machine.name} ({machine.id})")
             stop(self._provider, machine, clock=self.clock)
         return " ".join(f"{m.name} is stopped; its disk costs {cost.disk(m)}." for m in machines)
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be what has gone, and the machine is to be stopped then
+            self.tell(text)
 
 
 def _polls(clock: Clock, within_s: float) -> Iterator[None]:

@@ -150,9 +150,13 @@ def pull(
     return brought
 
 
-def status(settings: Settings) -> Inventory:
-    """Every machine that the provider has, and the places that did not answer; the address book follows."""
+def status(settings: Settings, *, show: Callable[[Inventory], None] = lambda _: None) -> Inventory:
+    """Every machine that the provider has, and the places that did not answer; the address book follows.
+
+    `show` is given them first: what bills is to be seen even where an ssh config can't be written.
+    """
     inventory = providers.open(settings.provider, settings).machines()
+    show(inventory)
     address_book(settings).regenerate(inventory, provider=settings.provider)
     return inventory
 

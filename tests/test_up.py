@@ -350,6 +350,20 @@ def test_a_computer_whose_launch_was_slow_takes_the_machine_that_another_has_lau
     assert (instance["InstanceId"], instance["State"]["Name"]) == (launched[0].id, "running")
 
 
+def test_an_up_that_fails_does_not_stop_what_another_computer_has_launched_meanwhile(
+    the_cloud: Cloud, new_computer: Callable[[], Computer]
+) -> None:
+    mine, other = new_computer(), new_computer()
+
+    def meanwhile(plan: Plan) -> None:
+        other.up()
+        the_cloud.add_faults({"action": "RunInstances", "code": "InternalError", "status": 500})
+
+    with pytest.raises(VendorUnreachable):
+        mine.up(confirm=meanwhile)
+    assert the_cloud.states(mine.name) == ["running"]
+
+
 def test_up_in_a_region_that_does_not_answer_launches_nothing(the_cloud: Cloud, computer: Computer) -> None:
     """Whether the machine exists there isn't known; a second one of its name would be worse than none."""
     before = launches(the_cloud)

@@ -15,6 +15,7 @@ from gpuops.cli import machines, runs, sandbox, screen
 from gpuops.errors import BadInput, Bug, GpuopsError
 
 _INTERRUPTED_EXIT_CODE = 130
+_READER_GONE_EXIT_CODE = 1  # as click has it
 
 
 class _Commands(click.Group):
@@ -61,7 +62,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
     args = sys.argv[1:] if argv is None else argv
     # A hang-up or a kill unwinds like Ctrl-C does, so that what was started is released on the way out.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants it ignored
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
+    try:
+        code = _run(args)
+    except BrokenPipeError:  # `gpuops status | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _READER_GONE_EXIT_CODE
+    sys.exit(code)
+
+
+def _run(args: list[str]) -> int:
     try:
         code = cli.main(args=args, prog_name="gpuops", standalone_mode=False)
     except GpuopsError as error:
@@ -74,9 +85,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = BadInput.exit_code
     except click.Abort:
         code = _INTERRUPTED_EXIT_CODE
-    except BrokenPipeError:  # `gpuops status | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         _raise_in_debug(args)
         _explain(
@@ -87,7 +97,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             )
         )
         code = Bug.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _raise_in_debug(args: list[str]) -> None:

@@ -68,12 +68,14 @@ def status(as_json: bool, **flags: object) -> None:
     """Show every machine in every region, and what it costs."""
     from gpuops import workflow
 
-    inventory = workflow.status(resolve(**flags))
-    screen.say(_status_json(inventory) if as_json else _status_text(inventory))
+    def show(inventory: Inventory) -> None:
+        screen.say(_status_json(inventory) if as_json else _status_text(inventory))
+
+    inventory = workflow.status(resolve(**flags), show=show)
     if inventory.unanswered and not as_json:
+        silent = "".join(f"\n  {place.place}: {place.reason}" for place in inventory.unanswered)
         raise VendorUnreachable(
-            f"{len(inventory.unanswered)} places did not answer: what runs there is not shown.",
-            next_step="gpuops status",
+            f"Not all places answered; what runs there is not shown.{silent}", next_step="gpuops status"
         )
 
 
@@ -81,7 +83,7 @@ def status(as_json: bool, **flags: object) -> None:
 @click.argument("name", required=False)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(name: str | None, command: tuple[str, ...]) -> None:
-    """Open a shell on the machine, or run COMMAND there; ssh's exit code is this command's."""
+    """Open a shell on the machine, or run COMMAND there and exit as it does."""
     from gpuops import workflow
 
     if not shutil.which("ssh"):

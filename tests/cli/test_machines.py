@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -67,7 +68,7 @@ def test_up_shows_the_plan_with_its_prices_and_says_how_to_get_in(the_cloud: Clo
         assert row in ran.stderr
     again = computer.gpuops("up")  # without -y: nothing new bills, so nothing is asked
     again.succeeded()
-    assert f"use      {computer.name}" in again.stderr
+    assert re.search(rf"^ +use +{computer.name} ", again.stderr, re.M)
     assert the_cloud.states(computer.name) == ["running"]
 
 
@@ -115,6 +116,39 @@ def test_an_interrupted_up_leaves_a_machine_running_that_ran_before(the_cloud: C
         ran = interrupt(process, signal.SIGINT)
     assert ran.exit_code == 130
     assert the_cloud.states(computer.name) == ["running"]
+
+
+def test_an_up_whose_terminal_is_closed_stops_the_machine_all_the_same(the_cloud: Cloud, computer: Computer) -> None:
+    """It can't say so any more: every word to that terminal is an error."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command("up", "-y"),
+        env=computer.environment(GPUOPS_SSH_PORT="2223"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        while b"Waiting for ssh" not in seen:
+            seen += os.read(ours, 4096)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        process.wait(timeout=60)
+    assert the_cloud.states(computer.name) == ["stopped"]
+
+
+def test_an_up_whose_reader_has_gone_stops_the_machine_all_the_same(the_cloud: Cloud, computer: Computer) -> None:
+    """As in `gpuops up -y 2>&1 | head -3`."""
+    with computer.process("up", "-y") as process:
+        assert process.stderr is not None
+        while "Launching" not in process.stderr.readline():
+            pass
+        process.stderr.close()
+        process.wait(timeout=60)
+    assert process.returncode != 0
+    assert the_cloud.states(computer.name) == ["stopped"]
 
 
 def interrupt(process: subprocess.Popen[str], number: signal.Signals) -> Ran:
@@ -165,7 +199,19 @@ def test_status_shows_every_machine_in_every_region_with_its_price(
     far.up(region=FAR, types="g4dn.xlarge")
     said = new_computer().gpuops("status").succeeded()
     heading, *rows, total = said.splitlines()
-    assert heading.split() == "NAME STATE TYPE PLACE ADDRESS PRICE DISK STOPS BY ITSELF ID".split()
+    assert heading.split() == [
+        "NAME",
+        "STATE",
+        "TYPE",
+        "PLACE",
+        "ADDRESS",
+        "PRICE",
+        "DISK",
+        "STOPS",
+        "BY",
+        "ITSELF",
+        "ID",
+    ]
     assert [row.split()[:4] for row in rows] == [
         [mine.name, "running", "p2.xlarge", f"aws/{REGION}"],
         [far.name, "running", "g4dn.xlarge", f"aws/{FAR}"],
@@ -218,6 +264,7 @@ def test_status_says_that_there_is_nothing_only_when_every_region_has_answered(
     said = ran.failed(VendorUnreachable)
     assert "No machines" not in ran.output
     assert f"aws/{FAR}" in said
+    assert "AuthFailure" in said
 
 
 def test_status_shows_the_machines_even_where_the_address_book_cannot_be_written(computer: Computer) -> None:

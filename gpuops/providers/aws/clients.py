@@ -11,6 +11,7 @@ import botocore.exceptions
 from botocore.config import Config
 
 from gpuops.errors import (
+    BadSetting,
     GpuopsError,
     NoCapacity,
     NoCredentials,
@@ -106,10 +107,15 @@ class Clients:
         # Kept, and made only here: making a client is slow, and not safe in several threads at once.
         key = (service, region, once)
         if key not in self._made:
-            with translated(f"reach AWS in {region}"):
-                self._made[key] = self._session.client(  # type: ignore[call-overload]
-                    service, region_name=region, config=_ONCE if once else _PATIENT
-                )
+            try:
+                with translated(f"reach AWS in {region}"):
+                    self._made[key] = self._session.client(  # type: ignore[call-overload]
+                        service, region_name=region, config=_ONCE if once else _PATIENT
+                    )
+            except ValueError as error:  # botocore's for an endpoint that is no URL
+                raise BadSetting(
+                    f"AWS can't be reached: {error}.", next_step="Check AWS_ENDPOINT_URL, or unset it."
+                ) from error
         return self._made[key]
 
 
