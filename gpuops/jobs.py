@@ -149,7 +149,9 @@ def ship(route: Route, training: Training, tell: Callable[[str], None]) -> dict[
     if isinstance(training.data, Path):
         files = sync.data(training.data)
         places["data_digest"] = files.listing_digest()
-        places["data"] = f"gpuops/data/{training.data.resolve().name}-{places['data_digest'][:16]}"
+        # rsync before 3.2.4, and macOS's, let the machine's shell read this path.
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", training.data.resolve().name)
+        places["data"] = f"gpuops/data/{name}-{places['data_digest'][:16]}"
         tell(f"Shipping {len(files.paths):,} files of data ({files.bytes / 1e6:,.1f} MB)")
         route.push(files, places["data"])
     if isinstance(training.weights, Path):

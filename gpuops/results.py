@@ -24,9 +24,9 @@ class Outcome:
 
 def verify(folder: Path) -> int:
     """The number of files, when each of the manifest is here with its size and SHA-256. Raises `ResultsDamaged`."""
-    manifest = json.loads((folder / "manifest.json").read_bytes())
     damaged = []
-    for entry in manifest["files"]:
+    files = _manifest(folder)
+    for entry in files:
         path = folder / entry["path"]
         # A manifest comes from a machine: it must not make us read outside the run's folder.
         if (
@@ -36,13 +36,8 @@ def verify(folder: Path) -> int:
         ):
             damaged.append(entry["path"])
     if damaged:
-        shown = ", ".join(damaged[:5]) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
-        raise ResultsDamaged(
-            f"{len(damaged)} files of {folder.name} did not come home whole: {shown}.",
-            left_behind="The machine still has them.",
-            next_step=f"gpuops pull {folder.name}",
-        )
-    return len(manifest["files"])
+        raise _damaged(folder, damaged)
+    return len(files)
 
 
 def outcome(folder: Path) -> Outcome:
@@ -55,6 +50,23 @@ def outcome(folder: Path) -> Outcome:
         reason=state.get("reason", ""),
         accuracy=summary.get("accuracy"),
         seconds=summary.get("seconds"),
+    )
+
+
+def _manifest(folder: Path) -> list[dict[str, str]]:
+    try:
+        files = json.loads((folder / "manifest.json").read_bytes())["files"]
+        return [{"path": str(entry["path"]), "sha256": str(entry["sha256"])} for entry in files]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(folder, ["manifest.json"]) from error
+
+
+def _damaged(folder: Path, names: list[str]) -> ResultsDamaged:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ResultsDamaged(
+        f"{len(names)} {'file' if len(names) == 1 else 'files'} of {folder.name} did not come home whole: {shown}.",
+        left_behind="The machine still has what it wrote.",
+        next_step=f"gpuops pull {folder.name}",
     )
 
 

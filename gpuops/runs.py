@@ -75,7 +75,9 @@ class RunStore:
                 raise UnknownRun("(the newest)", [], next_step="There are no runs yet: gpuops train")
             return runs[-1]
         found = [run for run in runs if run.id == run_id] or [run for run in runs if run.id.startswith(run_id)]
-        if len(found) != 1:
+        if len(found) > 1:
+            raise UnknownRun(run_id, [], next_step=f"Several begin so: {', '.join(run.id for run in found)}.")
+        if not found:
             raise UnknownRun(run_id, [run.id for run in runs], next_step="See them all: gpuops runs")
         return found[0]
 

@@ -7,21 +7,24 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
 from gpuops import transports
-from gpuops.errors import BadData, DiskFull, MachineUnreachable, RemoteCommandFailed
+from gpuops.errors import BadData, DiskFull, GpuopsError, MachineUnreachable, RemoteCommandFailed
 from gpuops.transports import Transport
 
 if TYPE_CHECKING:
     import pathspec
 
-# rsync(1), exit values: an error in the protocol's stream, a time-out; and ssh's own, when it could not connect.
-_RSYNC_LOST_ITS_LINE = {12, 30, 255}
+# rsync(1), exit values: errors of the socket and of the stream, a time-out; and ssh's own.
+_RSYNC_LOST_ITS_LINE = {10, 12, 30, 255}
+# The system's words for it, and GNU tar's when a part of the data still found room.
+_DISK_FULL = ("No space left on device", "Disk quota exceeded", "Wrote only")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,57 +91,83 @@ class Route:
 
     def push(self, files: FileSet, remote_dir: str) -> None:
         """Make `remote_dir` (relative to the home folder) hold these files. Raises `DiskFull`, `MachineUnreachable`."""
-        doing = f"sending {len(files.paths):,} files"
+        doing = f"Sending {len(files.paths):,} files"
         self.line.run(["mkdir", "-p", remote_dir])
-        names = b"\0".join(os.fsencode(path) for path in files.paths)
+        # "./": else rsync passes over a name that begins with # or ;, although names end with a zero byte here.
+        names = b"\0".join(os.fsencode(f"./{path}") for path in files.paths)
         if self.rsync_config:
             # -L: a link's target goes, as links seldom point to the same place there.
             options = ["-rtL", "--partial", "--from0", "--files-from=-"]
-            self._rsync([*options, f"{files.root.absolute()}/", f"{self.host}:{remote_dir}/"], names, doing)
+            self._rsync([*options, f"{files.root.absolute()}/", f"{self.host}:{remote_dir}/"], names, doing, remote_dir)
             return
-        packing = ["tar", "-C", str(files.root), "--null", "-T", "-", "-chf", "-"]
-        with subprocess.Popen(packing, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tar:
-            assert tar.stdin and tar.stdout  # both were asked for
-            _feed(tar, names)
-            unpacking = self.line.pipe(
-                ["tar", "-C", remote_dir, "-xof", "-"], source=cast(BinaryIO, tar.stdout), check=False
-            )
-        if tar.returncode != 0 or unpacking.exit_code != 0:
-            self._raise(unpacking.stderr or "the files could not be packed", doing)
+        packing = ["tar", "-C", str(files.root.absolute()), "--null", "-T", "-", "-chf", "-"]
+        with tempfile.TemporaryFile() as said:
+            with subprocess.Popen(packing, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as tar:
+                assert tar.stdin and tar.stdout  # both were asked for
+                _feed(tar, names)
+                unpacking = self.line.pipe(
+                    ["tar", "-C", remote_dir, "-xof", "-"], source=cast(BinaryIO, tar.stdout), check=False
+                )
+            if tar.returncode != 0 or unpacking.exit_code != 0:
+                self._raise(unpacking.stderr + _text(said), doing, remote_dir)
 
     def pull(self, remote_dir: str, local_dir: Path) -> None:
         """Bring `remote_dir` home; what is here already and whole is not sent again by rsync."""
-        doing = f"fetching {remote_dir}"
+        doing = f"Fetching {remote_dir}"
         local_dir.mkdir(parents=True, exist_ok=True)
         if self.rsync_config:
             # -c: a file of the right size and time that is here may be damaged all the same.
             self._rsync(["-rtc", "--partial", f"{self.host}:{remote_dir}/", f"{local_dir.absolute()}/"], b"", doing)
             return
-        with subprocess.Popen(["tar", "-C", str(local_dir), "-xof", "-"], stdin=subprocess.PIPE) as tar:
-            assert tar.stdin  # it was asked for
-            packing = self.line.pipe(
-                ["tar", "-C", remote_dir, "-cf", "-", "."], sink=cast(BinaryIO, tar.stdin), check=False
-            )
-            tar.stdin.close()
-        if tar.returncode != 0 or packing.exit_code != 0:
-            self._raise(packing.stderr or "the files could not be unpacked here", doing)
+        unpacking = ["tar", "-C", str(local_dir.absolute()), "-xof", "-"]
+        packing = None
+        with tempfile.TemporaryFile() as said:
+            # Where tar here gives up, the pipe to it breaks, and it says why.
+            with (
+                contextlib.suppress(BrokenPipeError),
+                subprocess.Popen(unpacking, stdin=subprocess.PIPE, stderr=said) as tar,
+            ):
+                assert tar.stdin  # it was asked for
+                sink = cast(BinaryIO, tar.stdin)
+                packing = self.line.pipe(["tar", "-C", remote_dir, "-cf", "-", "."], sink=sink, check=False)
+            if tar.returncode != 0 or packing is None or packing.exit_code != 0:
+                self._raise((packing.stderr if packing else "") + _text(said), doing)
 
-    def _rsync(self, arguments: list[str], stdin: bytes, doing: str) -> None:
+    def _rsync(self, arguments: list[str], stdin: bytes, doing: str, remote_dir: str = "") -> None:
         shell = transports.quote(["ssh", "-F", str(self.rsync_config), "-o", "BatchMode=yes"])
         done = subprocess.run(["rsync", "-e", shell, *arguments], input=stdin, capture_output=True, check=False)
         if done.returncode != 0:
-            broke = done.returncode in _RSYNC_LOST_ITS_LINE
-            self._raise(done.stderr.decode("utf-8", "replace"), doing, broke=broke)
+            said = done.stderr.decode("utf-8", "replace") or f"rsync exited with {done.returncode}"
+            self._raise(said, doing, remote_dir, broke=done.returncode in _RSYNC_LOST_ITS_LINE)
 
-    def _raise(self, stderr: str, doing: str, *, broke: bool = False) -> None:
-        tail = "\n".join(stderr.strip().splitlines()[-5:])
-        if "No space left on device" in stderr or "Disk quota exceeded" in stderr:
+    def _raise(self, said: str, doing: str, remote_dir: str = "", *, broke: bool = False) -> NoReturn:
+        """`remote_dir` is the folder on the machine that was written to, if it was there."""
+        tail = "\n".join(said.strip().splitlines()[-5:])
+        disk, look = (
+            (f"The disk of {self.host}", f"gpuops ssh {self.host} df -h") if remote_dir else ("The disk", "df -h")
+        )
+        if any(words in said for words in _DISK_FULL) or (remote_dir and self._is_full(remote_dir)):
             raise DiskFull(
-                f"A disk is full: {tail}", next_step=f"See what fills the machine's: gpuops ssh {self.host} df -h"
+                f"{disk} is full. {doing} ended with: {tail}",
+                left_behind="What arrived is kept.",
+                next_step=f"See what fills it: {look}",
             )
         if broke or not self.line.alive():
-            raise MachineUnreachable(f"The line to {self.host} broke while {doing}: {tail}", next_step="gpuops status")
+            raise MachineUnreachable(f"{doing}: the line to {self.host} broke: {tail}", next_step="gpuops status")
         raise RemoteCommandFailed(f"{doing} failed: {tail}", next_step="Try again: what arrived is kept.")
+
+    def _is_full(self, remote_dir: str) -> bool:
+        """rsync's receiver can't always say so before it ends."""
+        try:
+            rows = self.line.run(["df", "-Pk", remote_dir], check=False, timeout_s=10).stdout.splitlines()
+            return int(rows[1].split()[-3]) == 0
+        except (GpuopsError, LookupError, ValueError):
+            return False
+
+
+def _text(said: BinaryIO) -> str:
+    said.seek(0)
+    return said.read().decode("utf-8", "replace")
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,10 +20,10 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from gpuops import providers, sandbox, settings, workflow
+from gpuops import cli, host_keys, providers, sandbox, settings, workflow
 from gpuops.errors import GpuopsError
 from gpuops.lifecycle import Clock, Plan
-from gpuops.machine import Inventory, Machine
+from gpuops.machine import Inventory, Machine, State
 from gpuops.settings import Settings
 
 BOOT_S = 0.1
@@ -58,6 +62,7 @@ class Cloud:
 
     process: sandbox.Cloud
     clients: dict[tuple[str, str], Any] = field(default_factory=dict)
+    launches: int = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -66,6 +71,16 @@ class Cloud:
     @property
     def aws_environment(self) -> dict[str, str]:
         return {name: value for name, value in self.environment.items() if not name.startswith("GPUOPS_")}
+
+    @functools.cached_property
+    def provider(self) -> providers.Provider:
+        """Opened once: its clients for seventeen regions take half a second to make."""
+        return providers.open("aws", settings.resolve({}, environ=self.environment, folder=Path("/nonexistent")))
+
+    def token(self) -> str:
+        """Another client token than any before."""
+        self.launches += 1
+        return f"{self.process.pid}-{self.launches}"
 
     def client(self, service: str = "ec2", region: str = REGION) -> Any:
         if (service, region) not in self.clients:
@@ -110,6 +125,12 @@ class Cloud:
             if ids := [instance["InstanceId"] for instance in self.instances(region=region)]:
                 self.client(region=region).terminate_instances(InstanceIds=ids)
 
+    def forget_firewall(self) -> None:
+        """As in an account in which gpuops has never been."""
+        wanted = [{"Name": "group-name", "Values": ["gpuops"]}]
+        for group in self.client().describe_security_groups(Filters=wanted)["SecurityGroups"]:
+            self.client().delete_security_group(GroupId=group["GroupId"])
+
     def close(self) -> None:
         for client in self.clients.values():
             client.close()
@@ -142,8 +163,20 @@ class Computer:
         own = {"name": self.name, "home": self.home, "ssh_config": self.ssh_config}
         return settings.resolve({**own, **flags}, environ=self.cloud.environment, folder=Path("/nonexistent"))
 
-    def provider(self, **flags: object) -> providers.Provider:
-        return providers.open("aws", self.settings(**flags))
+    @property
+    def client_key(self) -> str:
+        return host_keys.public_key_line(host_keys.client_key(self.home / "keys"))
+
+    def has_machine(self, state: State = State.RUNNING, **flags: object) -> Machine:
+        """A machine that an earlier `up` of this computer has left in that state, made without going through `up`."""
+        provider, wish = self.cloud.provider, self.settings(**{"types": "p2.xlarge", **flags}).wish()
+        prepared = provider.prepare(wish, provider.offers(wish)[0], client_key=self.client_key)
+        machine = provider.launch(prepared, self.cloud.token())
+        until(lambda: provider.refresh(machine).state is State.RUNNING, f"{machine.id} runs")
+        if state is State.STOPPED:
+            provider.stop(machine)
+            until(lambda: provider.refresh(machine).state is State.STOPPED, f"{machine.id} is stopped")
+        return provider.refresh(machine)
 
     def up(
         self,
@@ -205,6 +238,27 @@ class Computer:
         with self.process(*words, **changes) as process:
             stdout, stderr = process.communicate(timeout=60)
         return Ran(tuple(words), process.returncode, stdout, stderr)
+
+    def gpuops_here(self, *words: str, **changes: str | None) -> Ran:
+        """The same without a process of its own, which would take half a second to import boto3."""
+        environment, folder = dict(os.environ), Path.cwd()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        stdout, stderr = io.StringIO(), io.StringIO()
+        try:
+            os.environ |= self.environment(**changes)
+            for name in (name for name, value in changes.items() if value is None):
+                os.environ.pop(name, None)
+            os.chdir(self._work())
+            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+                cli.main(list(words))
+        except SystemExit as end:
+            return Ran(tuple(words), int(str(end.code)), stdout.getvalue(), stderr.getvalue())
+        finally:
+            os.chdir(folder)
+            os.environ.clear()
+            os.environ |= environment
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def ssh(self, *words: str) -> Ran:
         """Plain `ssh -F CONFIG NAME WORDS`, as a person types it."""

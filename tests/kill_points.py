@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpuops.machine import State
 from tests.computers import Cloud, Computer, command
 
 _FAN = "DescribeInstances everywhere"
@@ -35,14 +36,14 @@ class Scenario:
 
 
 SCENARIOS = (
-    Scenario("up, nothing there", ("up", "-y"), lambda computer: None),
-    Scenario("up, a stopped machine", ("up", "-y"), lambda computer: (computer.up(), computer.down())),
-    Scenario("up, a running machine", ("up", "-y"), lambda computer: computer.up()),
-    Scenario("down, a running machine", ("down", "-y"), lambda computer: computer.up()),
+    Scenario("up, nothing there", ("up", "-y"), lambda computer: computer.cloud.forget_firewall()),
+    Scenario("up, a stopped machine", ("up", "-y"), lambda computer: computer.has_machine(State.STOPPED)),
+    Scenario("up, a running machine", ("up", "-y"), lambda computer: computer.has_machine()),
+    Scenario("down, a running machine", ("down", "-y"), lambda computer: computer.has_machine()),
     Scenario(
         "down --terminate, a running machine",
         ("down", "--terminate", "--discard", "-y"),
-        lambda computer: computer.up(),
+        lambda computer: computer.has_machine(),
     ),
 )
 

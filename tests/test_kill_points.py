@@ -15,14 +15,10 @@ _UP, _START, _, _DOWN, _TERMINATE = SCENARIOS
 @pytest.mark.parametrize(
     ("scenario", "point", "existing"),
     [
-        (_UP, "before fsync launches/aws-123456789012-NAME #1", 0),
         (_UP, "after fsync launches/ #1", 0),
-        (_UP, "before RunInstances #1", 0),
         (_UP, "after RunInstances #1", 1),
         (_UP, "before fsync launches/ #2", 1),
-        (_START, "before StartInstances #1", 1),
         (_START, "after StartInstances #1", 1),
-        (_DOWN, "before StopInstances #1", 1),
         (_DOWN, "after StopInstances #1", 1),
         (_TERMINATE, "after TerminateInstances #1", 0),
     ],

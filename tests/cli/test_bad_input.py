@@ -61,7 +61,7 @@ def test_a_wrong_word_is_answered_with_the_right_one(
     the_cloud: Cloud, computer: Computer, words: list[str], error: type[GpuopsError], named: str
 ) -> None:
     before = len(the_cloud.calls("RunInstances"))
-    assert named in computer.gpuops(*words).failed(error)
+    assert named in computer.gpuops_here(*words).failed(error)
     assert len(the_cloud.calls("RunInstances")) == before
 
 
@@ -77,11 +77,11 @@ def test_a_wrong_word_is_answered_with_the_right_one(
 def test_a_bad_setting_in_the_file_is_named(computer: Computer, text: str, named: str) -> None:
     (computer.folder / "work").mkdir(parents=True)
     (computer.folder / "work" / "gpuops.toml").write_bytes(text.encode("latin-1"))
-    assert named in computer.gpuops("status").failed(BadSetting)
+    assert named in computer.gpuops_here("status").failed(BadSetting)
 
 
 def test_a_bad_setting_in_the_environment_is_named(computer: Computer) -> None:
-    said = computer.gpuops("status", GPUOPS_MAX_HOURS="long").failed(BadSetting)
+    said = computer.gpuops_here("status", GPUOPS_MAX_HOURS="long").failed(BadSetting)
     assert "GPUOPS_MAX_HOURS is 'long', which is not a value for max_hours" in said
 
 
@@ -91,18 +91,20 @@ def test_without_credentials_every_way_to_give_them_is_named(
 ) -> None:
     (tmp_path / "empty").touch()
     files = {"AWS_CONFIG_FILE": str(tmp_path / "empty"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "empty")}
-    said = computer.gpuops(*words, **{**NO_CREDENTIALS, **files}).failed(NoCredentials)
+    said = computer.gpuops_here(*words, **{**NO_CREDENTIALS, **files}).failed(NoCredentials)
     for way in ("aws configure", "AWS_PROFILE", "aws sso login", "AWS_ACCESS_KEY_ID", "--sandbox"):
         assert way in said
 
 
 def test_a_profile_that_there_is_not_is_named(computer: Computer) -> None:
-    assert "nobodys" in computer.gpuops("status", **{**NO_CREDENTIALS, "AWS_PROFILE": "nobodys"}).failed(NoCredentials)
+    assert "nobodys" in computer.gpuops_here("status", **{**NO_CREDENTIALS, "AWS_PROFILE": "nobodys"}).failed(
+        NoCredentials
+    )
 
 
 def test_half_of_the_credentials_are_none(computer: Computer) -> None:
     changes = {**NO_CREDENTIALS, "AWS_ACCESS_KEY_ID": "testing"}
-    computer.gpuops("status", **changes).failed(NoCredentials)
+    computer.gpuops_here("status", **changes).failed(NoCredentials)
 
 
 def test_an_endpoint_that_refuses_is_said_not_to_answer(computer: Computer) -> None:
@@ -110,7 +112,7 @@ def test_an_endpoint_that_refuses_is_said_not_to_answer(computer: Computer) -> N
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
     endpoints = {f"AWS_ENDPOINT_URL{suffix}": nobody for suffix in ("", "_EC2", "_STS", "_SSM")}
     for words in (["status"], ["up", "-y"]):
-        ran = computer.gpuops(*words, **endpoints)
+        ran = computer.gpuops_here(*words, **endpoints)
         said = ran.failed(VendorUnreachable)
         assert nobody in said
         assert "No machines" not in ran.output
@@ -119,7 +121,7 @@ def test_an_endpoint_that_refuses_is_said_not_to_answer(computer: Computer) -> N
 
 def test_an_endpoint_that_is_none_is_said_to_be_none(computer: Computer) -> None:
     endpoints = {f"AWS_ENDPOINT_URL{suffix}": "not a url" for suffix in ("", "_EC2", "_STS", "_SSM")}
-    said = computer.gpuops("status", **endpoints).failed(BadSetting)
+    said = computer.gpuops_here("status", **endpoints).failed(BadSetting)
     assert "AWS_ENDPOINT_URL" in said
     assert "not a url" in said
 
@@ -129,12 +131,12 @@ def test_an_ssh_config_that_is_a_folder_is_named_before_anything_is_launched(
 ) -> None:
     computer.ssh_config.mkdir(parents=True)
     before = len(the_cloud.calls("RunInstances"))
-    assert str(computer.ssh_config) in computer.gpuops("up", "-y").failed(SshConfigError)
+    assert str(computer.ssh_config) in computer.gpuops_here("up", "-y").failed(SshConfigError)
     assert len(the_cloud.calls("RunInstances")) == before
 
 
 def test_an_error_as_json_has_its_id_and_its_exit_code(computer: Computer) -> None:
-    ran = computer.gpuops("status", "--json", "--region", "us-wset-2")
+    ran = computer.gpuops_here("status", "--json", "--region", "us-wset-2")
     assert ran.exit_code == 64
     error = json.loads(ran.stdout)["error"]
     assert (error["id"], error["exit_code"]) == ("unknown-region", 64)

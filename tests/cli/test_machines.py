@@ -14,7 +14,6 @@ from collections.abc import Callable
 import pytest
 
 from gpuops.errors import (
-    Busy,
     MachineUnreachable,
     NoSshProgram,
     NotConfirmed,
@@ -22,6 +21,7 @@ from gpuops.errors import (
     UnknownMachine,
     VendorUnreachable,
 )
+from gpuops.machine import State
 from tests.computers import REGION, Cloud, Computer, Ran, command
 from tests.providers.conftest import FAR
 
@@ -66,7 +66,8 @@ def test_up_shows_the_plan_with_its_prices_and_says_how_to_get_in(the_cloud: Clo
         "Waiting for ssh on 127.",
     ):
         assert row in ran.stderr
-    again = computer.gpuops("up")  # without -y: nothing new bills, so nothing is asked
+    # Without -y: nothing new bills, so nothing is asked. And without an ssh program, which `up` doesn't need.
+    again = computer.gpuops("up", PATH="/nonexistent")
     again.succeeded()
     assert re.search(rf"^ +use +{computer.name} ", again.stderr, re.M)
     assert the_cloud.states(computer.name) == ["running"]
@@ -97,7 +98,7 @@ def test_up_asks_on_a_terminal_and_takes_yes_for_an_answer(the_cloud: Cloud, com
     assert the_cloud.states(computer.name) == ["running"]
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_up_stops_the_machine_that_it_launched(
     the_cloud: Cloud, computer: Computer, number: signal.Signals, exit_code: int
 ) -> None:
@@ -110,7 +111,7 @@ def test_an_interrupted_up_stops_the_machine_that_it_launched(
 
 
 def test_an_interrupted_up_leaves_a_machine_running_that_ran_before(the_cloud: Cloud, computer: Computer) -> None:
-    machine = computer.up()
+    machine = computer.has_machine()
     the_cloud.client().create_tags(Resources=[machine.id], Tags=[{"Key": "gpuops:ssh-port", "Value": "2223"}])
     with computer.process("up", "-y") as process:
         ran = interrupt(process, signal.SIGINT)
@@ -166,6 +167,7 @@ def interrupt(process: subprocess.Popen[str], number: signal.Signals) -> Ran:
 
 def test_a_hang_up_that_is_to_be_ignored_is(computer: Computer) -> None:
     """As with nohup."""
+    computer.has_machine()
     with subprocess.Popen(
         ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command("up", "-y")],
         env=computer.environment(),
@@ -178,25 +180,14 @@ def test_a_hang_up_that_is_to_be_ignored_is(computer: Computer) -> None:
     ran.succeeded()
 
 
-def test_a_second_command_is_told_to_wait(computer: Computer) -> None:
-    with computer.process("up", "-y", GPUOPS_SSH_PORT="2223") as process:
-        assert process.stderr is not None
-        while "Waiting for ssh" not in process.stderr.readline():
-            pass
-        said = computer.gpuops("down").failed(Busy)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert "Another gpuops command is at work on this machine" in said
-
-
 def test_status_shows_every_machine_in_every_region_with_its_price(
     the_cloud: Cloud, new_computer: Callable[[], Computer]
 ) -> None:
     mine = new_computer()
-    mine.up()
+    mine.has_machine()
     far = new_computer()
     far.name = f"{mine.name}-far"
-    far.up(region=FAR, types="g4dn.xlarge")
+    far.has_machine(region=FAR, types="g4dn.xlarge")
     said = new_computer().gpuops("status").succeeded()
     heading, *rows, total = said.splitlines()
     assert heading.split() == [
@@ -224,7 +215,7 @@ def test_status_shows_every_machine_in_every_region_with_its_price(
 def test_status_as_json_has_every_machine_and_the_places_that_did_not_answer(
     the_cloud: Cloud, computer: Computer
 ) -> None:
-    machine = computer.up()
+    machine = computer.has_machine()
     assert machine.ssh is not None
     assert machine.launched_at is not None
     the_cloud.add_faults({"action": "DescribeInstances", "code": "AuthFailure", "status": 401, "region": FAR})
@@ -269,16 +260,15 @@ def test_status_says_that_there_is_nothing_only_when_every_region_has_answered(
 
 def test_status_shows_the_machines_even_where_the_address_book_cannot_be_written(computer: Computer) -> None:
     """What bills comes first; the convenience of `ssh NAME` second."""
-    computer.up()
-    computer.address_book.unlink()
-    computer.address_book.mkdir()
+    computer.has_machine()
+    computer.address_book.mkdir(parents=True)
     ran = computer.gpuops("status")
     assert computer.name in ran.stdout
     assert "$0.900/h" in ran.stdout
 
 
 def test_down_stops_and_says_what_the_disk_costs(the_cloud: Cloud, computer: Computer) -> None:
-    computer.up()
+    computer.has_machine()
     ran = computer.gpuops("down", computer.name)
     said = ran.succeeded()
     assert said == f"{computer.name} is stopped: $0/h. Its disk is kept and costs $8.00/month.\n"
@@ -289,7 +279,7 @@ def test_down_stops_and_says_what_the_disk_costs(the_cloud: Cloud, computer: Com
 
 
 def test_down_terminate_deletes_only_after_a_yes(the_cloud: Cloud, computer: Computer) -> None:
-    computer.up()
+    computer.has_machine()
     refused = computer.gpuops("down", "--terminate").failed(NotConfirmed)
     assert f"Delete {computer.name} (" in refused
     assert on_a_terminal(computer, "down", "--terminate", answer="n\n").exit_code == NotConfirmed.exit_code
@@ -302,7 +292,7 @@ def test_down_terminate_deletes_only_after_a_yes(the_cloud: Cloud, computer: Com
 def test_a_machine_that_there_is_not_is_answered_with_the_closest(computer: Computer) -> None:
     nothing = computer.gpuops("down", "fast-ai").failed(UnknownMachine)
     assert "There are no machines. Start it: gpuops up fast-ai" in nothing
-    computer.up()
+    computer.has_machine()
     assert f"Did you mean '{computer.name}'?" in computer.gpuops("down", f"{computer.name}x").failed(UnknownMachine)
 
 
@@ -322,19 +312,13 @@ def test_ssh_without_an_ssh_program_says_how_to_get_one(computer: Computer) -> N
     assert "apt install openssh-client" in said
 
 
-def test_up_needs_no_ssh_program(the_cloud: Cloud, computer: Computer) -> None:
-    computer.gpuops("up", "-y", PATH="/nonexistent").succeeded()
-    assert the_cloud.states(computer.name) == ["running"]
-
-
 def test_a_machine_that_ssh_does_not_reach_is_stopped_and_what_is_left_is_said(
     the_cloud: Cloud, computer: Computer
 ) -> None:
     """A refused login is final: nobody waits ten minutes for a key that isn't admitted."""
     from gpuops.errors import KeyRefused
 
-    computer.up()
-    computer.down()
+    computer.has_machine(State.STOPPED)
     shutil.rmtree(computer.home / "keys")
     said = computer.gpuops("up", "-y").failed(KeyRefused)
     assert f"Left behind: {computer.name} is stopped; its disk costs $8.00/month." in said

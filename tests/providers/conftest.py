@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
-from gpuops import host_keys, providers
 from gpuops.machine import Machine, Offer, Prepared, State, Wish
-from tests.computers import REGION, Cloud, Computer, until
+from gpuops.providers import Provider
+from tests.computers import Cloud, Computer, until
 
 FAR = "eu-west-1"
 
@@ -18,11 +18,9 @@ FAR = "eu-west-1"
 class Account:
     """One provider, its vendor seen from outside, and short ways to a machine of it."""
 
-    provider: providers.Provider
+    provider: Provider
     cloud: Cloud
     computer: Computer
-    client_key: str
-    tokens: int = 0
 
     @property
     def name(self) -> str:
@@ -35,11 +33,11 @@ class Account:
         return self.provider.offers(self.wish(**changes))[0]
 
     def prepared(self, **changes: object) -> Prepared:
-        return self.provider.prepare(self.wish(**changes), self.offer(**changes), client_key=self.client_key)
+        wish = self.wish(**changes)
+        return self.provider.prepare(wish, self.provider.offers(wish)[0], client_key=self.computer.client_key)
 
     def token(self) -> str:
-        self.tokens += 1
-        return f"{self.name}-{self.cloud.process.pid}-{self.tokens}"
+        return self.cloud.token()
 
     def launched(self, **changes: object) -> Machine:
         return self.provider.launch(self.prepared(**changes), self.token())
@@ -52,21 +50,7 @@ class Account:
         return self.provider.refresh(machine)
 
 
-@pytest.fixture(scope="session")
-def _opened() -> dict[str, providers.Provider]:
-    return {}
-
-
 @pytest.fixture(params=["aws"])
-def account(
-    request: pytest.FixtureRequest,
-    _opened: dict[str, providers.Provider],
-    new_computer: Callable[[], Computer],
-    the_cloud: Cloud,
-) -> Iterator[Account]:
-    computer = new_computer()
-    # Opened once for all tests of this worker: its clients for seventeen regions take half a second to make.
-    if request.param not in _opened:
-        _opened[request.param] = providers.open(request.param, computer.settings(region=REGION))
-    client_key = host_keys.public_key_line(host_keys.client_key(computer.home / "keys"))
-    yield Account(_opened[request.param], the_cloud, computer, client_key)
+def account(request: pytest.FixtureRequest, new_computer: Callable[[], Computer], the_cloud: Cloud) -> Account:
+    assert the_cloud.provider.name == request.param
+    return Account(the_cloud.provider, the_cloud, new_computer())

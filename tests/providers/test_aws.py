@@ -75,7 +75,7 @@ def test_the_first_boot_is_rendered_whole_and_fits_in_user_data(account: Account
     assert len(sent) <= 16 * 1024
     assert sent.startswith(b"#cloud-config\n")
     assert b"{{" not in sent
-    for fact in ("--on-boot=1800", prepared.host_key, account.client_key, "BEGIN OPENSSH PRIVATE KEY"):
+    for fact in ("--on-boot=1800", prepared.host_key, account.computer.client_key, "BEGIN OPENSSH PRIVATE KEY"):
         assert fact.encode() in sent
 
 
@@ -304,7 +304,7 @@ def test_of_two_computers_behind_one_address_one_can_move_and_the_other_gets_in_
 
 def test_an_up_from_another_address_moves_this_computers_rule_to_it(the_cloud: Cloud, computer: Computer) -> None:
     """The laptop went home: the machine that runs or is started must be reached from there."""
-    computer.up(region=FAR, admit="127.0.0.0/8")
+    computer.has_machine(State.STOPPED, region=FAR, admit="127.0.0.0/8")
     assert ("127.0.0.0/8", 2222) in rules(the_cloud, FAR)
     computer.up(region=FAR, admit="127.0.0.1/32")
     assert ("127.0.0.1/32", 2222) in rules(the_cloud, FAR)

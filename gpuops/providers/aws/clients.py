@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from mypy_boto3_ssm.client import SSMClient
     from mypy_boto3_sts.client import STSClient
 
-_TIMEOUTS = {"connect_timeout": 5, "read_timeout": 30}
-_PATIENT = Config(**_TIMEOUTS, retries={"mode": "standard", "total_max_attempts": 3})  # type: ignore[arg-type]
+# Three silent attempts are half a minute: as long as a person waits for an answer to a question.
+_PATIENT = Config(connect_timeout=5, read_timeout=8, retries={"mode": "standard", "total_max_attempts": 3})
 # Launching and starting are tried once: InsufficientInstanceCapacity is a 500, which the SDK would silently send again
 # to the zone that has just said that it is full. What to do about it is for the caller to decide.
-_ONCE = Config(**_TIMEOUTS, retries={"total_max_attempts": 1})  # type: ignore[arg-type]
+_ONCE = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 1})
 
 _CREDENTIALS_HINT = (
     "Give AWS credentials in one of these ways: a profile (`aws configure`, then AWS_PROFILE=name), single sign-on "

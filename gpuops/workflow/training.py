@@ -1,0 +1,205 @@
+"""A run's life: trained, followed again, brought home."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timezone
+
+from gpuops import cost, jobs, results
+from gpuops.errors import MachineUnreachable, ResultsNotHome, StateError, UnknownRun
+from gpuops.jobs import Training
+from gpuops.lifecycle import Clock, Tell
+from gpuops.machine import Machine, State
+from gpuops.results import Outcome
+from gpuops.runs import Run, new_id
+from gpuops.settings import Settings
+from gpuops.workflow import farewell
+from gpuops.workflow.session import REAL_CLOCK, Confirm, Session
+
+Show = Callable[[bytes], None]
+
+_POWER_OFF = ("sudo", "-n", "systemctl", "poweroff")
+_LOST_LINE_S = 600.0
+_UNDER_WAY = {"starting", "running"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A run that has ended and is home. `cost_usd` is what the machine's hours cost from its start until now."""
+
+    run: Run
+    outcome: Outcome
+    cost_usd: float | None
+
+
+def train(
+    settings: Settings,
+    training: Training,
+    *,
+    then: str,
+    confirm: Confirm,
+    tell: Tell,
+    show: Show,
+    clock: Clock = REAL_CLOCK,
+) -> Finished:
+    """Raise the machine, train on it, bring the results home verified, and do `then`: stop, terminate or keep it.
+
+    Interrupted while it follows, the run goes on, and the machine stops by itself after it.
+    """
+    jobs.check(training)
+    session = Session.open(settings, tell, clock)
+    with session.raised(confirm) as (machine, release), session.line(machine) as line:
+        python = jobs.find_python(line, machine.name)
+        jobs.refuse_if_busy(line, python)
+        jobs.claim(line)
+        places = jobs.ship(session.route(line, machine), training, tell)
+        recipe = jobs.recipe_text(training.recipe)
+        run = Run(
+            id=new_id(clock.now().astimezone(timezone.utc)),
+            machine=machine.name,
+            machine_id=machine.id,
+            provider=machine.provider,
+            region=machine.region,
+            recipe=training.recipe.stem,
+            python=python,
+            argv=jobs.command(training, python, places),
+            trainer_digest=places["trainer_digest"],
+            recipe_digest=jobs.digest(recipe),
+            data_digest=places["data_digest"],
+            price_usd_per_hour=machine.price_usd_per_hour,
+            then=then,
+            grace_minutes=settings.grace_minutes,
+            poweroff=_POWER_OFF,
+            created=clock.now().isoformat(),
+        )
+        session.store.add(run)
+        tell(f"Starting run {run.id}")
+        jobs.start(line, run, recipe, places)
+        release.keep()  # the machine sees to itself from here
+    return _finish(session, machine, run, show)
+
+
+def attach(settings: Settings, run_id: str | None, *, tell: Tell, show: Show, clock: Clock = REAL_CLOCK) -> Finished:
+    """Follow a run from where its log at home ends, bring it home, and do what it was started with."""
+    session = Session.open(settings, tell, clock)
+    run = _known_run(session, run_id)
+    folder = session.store.path(run.id)
+    if session.store.is_home(run.id):
+        show((folder / "log.txt").read_bytes())
+        return Finished(run=run, outcome=results.outcome(folder), cost_usd=None)
+    session = session.about(run.machine)
+    machine = session.existing()
+    if machine.state is not State.RUNNING:
+        raise StateError(
+            f"{machine.name} is {machine.state.value}; run {run.id} is not going on.",
+            left_behind="What it had written is on the disk of the machine.",
+            next_step=f"gpuops pull {run.id}",
+        )
+    session.book.update([machine])
+    session.admit(machine)
+    return _finish(session, machine, run, show)
+
+
+def pull(
+    settings: Settings, run_id: str | None, *, confirm: Confirm, tell: Tell, clock: Clock = REAL_CLOCK
+) -> list[Run]:
+    """Bring home the ended runs of the machine that are not home yet: the one named, or all of them.
+
+    A stopped machine is started for it, and stopped again.
+    """
+    session = Session.open(settings, tell, clock)
+    if run_id is not None:
+        with contextlib.suppress(UnknownRun):  # another computer may have started it
+            run = session.store.find(run_id)
+            run_id, session = run.id, session.about(run.machine)
+    was = session.existing()
+    brought: list[Run] = []
+    with session.raised(confirm, launch=False) as (machine, release):
+        with session.line(machine) as line:
+            jobs.claim(line)
+            route = session.route(line, machine)
+            for entry in jobs.on_machine(line, "python3"):
+                there = str(entry["id"])
+                if run_id not in {None, there}:
+                    continue
+                if entry["state"] in _UNDER_WAY:
+                    tell(f"Run {there} is still going on: gpuops attach {there}")
+                elif not session.store.is_home(there) and (found := jobs.adopt(line, there, session.store)):
+                    tell(f"Bringing {there} home")
+                    jobs.collect(route, found, session.store, clock.now())
+                    brought.append(found)
+        release.keep()
+    if was.state is not State.RUNNING:
+        tell(f"Stopping {machine.name} again")
+        session.stop(machine)
+    return brought
+
+
+def _known_run(session: Session, run_id: str | None) -> Run:
+    """A run of this computer's; or one that only the machine has, for another computer with the same credentials."""
+    try:
+        return session.store.find(run_id)
+    except UnknownRun:
+        machine = session.existing()
+        if machine.state is not State.RUNNING:
+            raise
+        session.admit(machine)
+        with session.line(machine) as line:
+            ids = [str(entry["id"]) for entry in jobs.on_machine(line, "python3")]
+            found = [i for i in ids if run_id is None or i.startswith(run_id)][-1:]
+            run = jobs.adopt(line, found[0], session.store) if found else None
+        if run is None:
+            raise
+        return run
+
+
+def _finish(session: Session, machine: Machine, run: Run, show: Show) -> Finished:
+    """Follow to the end, across lost lines; collect; and do with the machine what the run was started with."""
+    deadline = session.clock.monotonic() + _LOST_LINE_S
+    while True:
+        try:
+            with session.line(machine) as line:
+                deadline = session.clock.monotonic() + _LOST_LINE_S
+                with (session.store.path(run.id) / "log.txt").open("ab") as log:
+                    jobs.follow(line, run, log, show)
+                if jobs.state(line, run).state in _UNDER_WAY:
+                    raise MachineUnreachable(f"The line to {machine.name} broke.")
+                session.tell("Bringing the results home")
+                outcome = jobs.collect(session.route(line, machine), run, session.store, session.clock.now())
+                others = [entry["id"] for entry in jobs.on_machine(line, run.python) if entry["state"] in _UNDER_WAY]
+            break
+        except MachineUnreachable as error:
+            machine = session.provider.refresh(machine)
+            if machine.state in {State.STOPPING, State.STOPPED} or not machine.state.exists:
+                raise StateError(
+                    f"{machine.name} is {machine.state.value}: it went away while run {run.id} was being followed.",
+                    left_behind="What the run had written is on its disk; the machine no longer bills by the hour.",
+                    next_step=f"gpuops pull {run.id}",
+                ) from error
+            if session.clock.monotonic() > deadline:
+                error.left_behind = f"Run {run.id} may go on; the machine stops by itself after it."
+                error.next_step = f"gpuops attach {run.id}"
+                raise
+            session.tell("The line was lost; trying again")
+            session.book.update([machine])
+            session.admit(machine)
+            session.clock.sleep(1.0)
+    if others:
+        session.tell(f"Run {others[0]} is going on there: {machine.name} is left running")
+    elif run.then != "keep":
+        with session.locked():
+            _release(session, machine, run)
+    return Finished(run=run, outcome=outcome, cost_usd=cost.session_usd(machine, session.clock.now()))
+
+
+def _release(session: Session, machine: Machine, run: Run) -> None:
+    if run.then == "terminate":
+        try:
+            farewell.delete(session, machine, discard=False, confirm=lambda _: None)
+            return
+        except ResultsNotHome as error:
+            session.tell(f"{error.what} It is stopped instead")
+    session.tell(f"Stopping {machine.name}")
+    session.stop(machine)
