@@ -35,12 +35,12 @@ def look(line: Transport, store: RunStore) -> Disk:
     changed = line.run(["sh", "-c", _CHANGED], check=False).stdout.splitlines()
     return Disk(
         running=running,
-        not_home=tuple(run_id for run_id in ended if not _is_home(line, run_id, store)),
+        not_home=tuple(run_id for run_id in ended if not is_home(line, run_id, store)),
         changed=tuple(path.removeprefix("./") for path in changed),
     )
 
 
-def _is_home(line: Transport, run_id: str, store: RunStore) -> bool:
+def is_home(line: Transport, run_id: str, store: RunStore) -> bool:
     """Home means now: the manifest there and here are the same, and every file here still agrees with it."""
     if not store.is_home(run_id):
         return False

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timezone
 
-from gpuops import cost, jobs, results
+from gpuops import cost, disk, jobs, results
 from gpuops.errors import MachineUnreachable, ResultsNotHome, StateError, UnknownRun
 from gpuops.jobs import Training
 from gpuops.lifecycle import Clock, Tell
@@ -126,7 +126,7 @@ def pull(
                     continue
                 if entry["state"] in _UNDER_WAY:
                     tell(f"Run {there} is still going on: gpuops attach {there}")
-                elif not session.store.is_home(there) and (found := jobs.adopt(line, there, session.store)):
+                elif not disk.is_home(line, there, session.store) and (found := jobs.adopt(line, there, session.store)):
                     tell(f"Bringing {there} home")
                     jobs.collect(route, found, session.store, clock.now())
                     brought.append(found)

@@ -1,0 +1,86 @@
+"""A machine of the sandbox's whose Python trains for no longer than a test wants. All else on it is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpuops.machine import Machine, State
+from tests.computers import Cloud, Computer, until
+
+# As the image had it: gpuops counts what is newer than the first boot as the person's.
+_LONG_AGO = (1_500_000_000, 1_500_000_000)
+_PYTHON = """#!/bin/sh
+case "$1 $2" in
+"-c "*) echo {account} ;;
+"-m trainer")
+    echo epoch 1
+    while [ -e "$HOME/gpuops/hold" ]; do sleep 0.02; done
+    mkdir -p out
+    echo '{{"accuracy": 0.9, "seconds": 1.5}}' >out/summary.json
+    head -c 300000 /dev/urandom >out/weights.safetensors
+    echo epoch 2 ;;
+*) exec {python} "$@" ;;
+esac
+"""
+
+
+@dataclass
+class QuickMachine:
+    """What a test does with it from outside."""
+
+    cloud: Cloud
+    machine: Machine
+
+    @property
+    def home(self) -> Path:
+        return self.cloud.process.folder / "machines" / self.machine.id / "disk" / "home" / "ubuntu"
+
+    @property
+    def python(self) -> Path:
+        """In fast.ai's community image, the interpreter that has torch lies there."""
+        return self.home / "src" / "anaconda3" / "envs" / "fastai" / "bin" / "python"
+
+    @property
+    def state(self) -> str:
+        return ", ".join(self.cloud.states(self.machine.name))
+
+    @property
+    def switched_itself_off(self) -> bool:
+        [instance] = self.cloud.instances(self.machine.name)
+        stopped = instance["State"]["Name"] == "stopped"
+        return stopped and instance["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
+
+    @property
+    def runs(self) -> list[Path]:
+        """The folders of its runs, oldest first."""
+        return sorted((self.home / "gpuops" / "runs").glob("*/"))
+
+    def hold(self) -> None:
+        """Let trainings say their first word and then wait."""
+        (self.home / "gpuops").mkdir(parents=True, exist_ok=True)
+        (self.home / "gpuops" / "hold").touch()
+
+    def let_go(self) -> None:
+        (self.home / "gpuops" / "hold").unlink()
+
+    def install_python(self, path: Path, *, version: tuple[int, int] = (3, 12)) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        account = "'" + json.dumps([str(path), [*version, 0], []]) + "'"
+        path.write_text(_PYTHON.format(account=account, python=sys.executable))
+        path.chmod(0o755)
+        os.utime(path, _LONG_AGO)
+
+
+def quick_machine(computer: Computer, state: State = State.RUNNING, **flags: object) -> QuickMachine:
+    """The computer's machine, left in that state by an earlier command."""
+    quick = QuickMachine(computer.cloud, computer.has_machine(**flags))
+    until((quick.home / ".ssh" / "authorized_keys").exists, "its first boot is over")
+    quick.install_python(quick.python)
+    if state is State.STOPPED:
+        computer.cloud.provider.stop(quick.machine)
+        until(lambda: quick.state == "stopped", "it is stopped")
+    return quick

@@ -1,0 +1,428 @@
+"""`train`, `attach`, `pull`, `runs`, `down`: a run's life from the command line to verified results, and refusals.
+
+The first tests train in earnest, on digits. In the others the machine's Python is a quick one (`quick_machine.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gpuops import jobs, results, workflow
+from gpuops.errors import (
+    JobRunning,
+    NotConfirmed,
+    ResultsNotHome,
+    StateError,
+    UnfitMachine,
+    UnknownRun,
+)
+from gpuops.jobs import Training
+from gpuops.machine import State
+from gpuops.runs import RunStore
+from gpuops.workflow import Finished
+from tests.computers import Cloud, Computer, agree, quick_clock, until
+from tests.quick_machine import QuickMachine, quick_machine
+
+_TINY = ("--set", "stages.0.epochs=1")
+
+
+def _train(
+    computer: Computer, *, then: str = "stop", show: Callable[[bytes], None] = agree, **flags: object
+) -> Finished:
+    return workflow.train(
+        computer.settings(**{"types": "p2.xlarge", **flags}),
+        Training(recipe=jobs.recipe_file("digits"), data="digits"),
+        then=then,
+        confirm=agree,
+        tell=computer.told.append,
+        show=show,
+        clock=quick_clock(),
+    )
+
+
+def _store(computer: Computer) -> RunStore:
+    return RunStore(computer.home / "runs")
+
+
+def _logs_are_equal(computer: Computer, quick: QuickMachine) -> bool:
+    [there] = quick.runs
+    return (_store(computer).path(there.name) / "log.txt").read_bytes() == (there / "log.txt").read_bytes()
+
+
+@contextmanager
+def _training(computer: Computer, quick: QuickMachine, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """`gpuops train` in a process of its own, at the moment when the training has said its first word."""
+    quick.hold()
+    process = computer.process("train", "digits", "-y", "--type", "p2.xlarge", *words)
+    try:
+        until(lambda: quick.runs and (quick.runs[-1] / "log.txt").exists(), "the training has begun")
+        until(lambda: (quick.runs[-1] / "log.txt").stat().st_size or process.poll() is not None, "it says something")
+        assert process.stdout
+        assert process.stdout.readline().startswith("epoch 1")
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=60)
+
+
+# In earnest
+
+
+def test_train_from_nothing_brings_weights_and_metrics_home_and_stops_the_machine(
+    the_cloud: Cloud, computer: Computer
+) -> None:
+    screen = computer.gpuops("train", "digits", "--allow-cpu", "-y", *_TINY).succeeded()
+    [run] = _store(computer).all()
+    home = _store(computer).path(run.id)
+    assert results.verify(home) > 5
+    assert _store(computer).is_home(run.id)
+    summary = json.loads((home / "out" / "summary.json").read_text())
+    rows = dict(line.split(maxsplit=1) for line in screen.splitlines() if line.startswith("  "))
+    assert rows["run"] == f"{run.id} succeeded"
+    assert rows["accuracy"] == f"{summary['accuracy']:.4f}"
+    assert rows["duration"] == f"{summary['seconds']:.1f} s of training"
+    assert rows["cost"].endswith("for the machine since its start, at $0.900/h")
+    assert rows["weights"] == str(home / "out" / "weights.safetensors")
+    assert rows["results"].startswith(str(home))
+    assert "training on the CPU, as --allow-cpu says" in screen
+    assert {"metrics.jsonl", "recipe.toml", "log.txt", "state.json"} <= {path.name for path in home.iterdir()}
+    assert the_cloud.states(computer.name) == ["stopped"]
+
+
+def test_a_machine_without_a_gpu_does_not_train_on_its_cpu_and_is_stopped(the_cloud: Cloud, computer: Computer) -> None:
+    """Law 7. The exit code is the trainer's own."""
+    ran = computer.gpuops("train", "digits", "-y", *_TINY)
+    assert ran.exit_code == 23
+    assert "--allow-cpu" in ran.output
+    assert "Traceback" not in ran.output
+    [run] = _store(computer).all()
+    assert _store(computer).is_home(run.id)
+    assert results.outcome(_store(computer).path(run.id)).state == "failed"
+    assert the_cloud.states(computer.name) == ["stopped"]
+
+
+def test_data_that_only_the_trainer_can_judge_is_refused_on_the_machine_and_that_is_stopped(
+    the_cloud: Cloud, computer: Computer, tmp_path: Path
+) -> None:
+    for name in ("cats/1.jpg", "dogs/notes.txt"):
+        (tmp_path / "my pets" / name).parent.mkdir(parents=True)
+        (tmp_path / "my pets" / name).write_text("")
+    ran = computer.gpuops("train", "digits", "--data", str(tmp_path / "my pets"), "--allow-cpu", "-y", *_TINY)
+    assert ran.exit_code == 21
+    assert "No images in 'dogs'" in ran.output
+    assert the_cloud.states(computer.name) == ["stopped"]
+
+
+# What becomes of the machine
+
+
+def test_the_job_runs_in_the_interpreter_that_was_found_on_the_machine(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    run = _train(computer).run
+    assert run.python == run.argv[0] == str(quick.python)
+    assert quick.state == "stopped"
+
+
+def test_keep_leaves_the_machine_running(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    assert _train(computer, then="keep").outcome.state == "succeeded"
+    assert quick.state == "running"
+
+
+def test_terminate_deletes_the_machine_once_everything_is_home(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    finished = _train(computer, then="terminate")
+    assert quick.state == ""
+    assert results.verify(_store(computer).path(finished.run.id)) > 5
+
+
+def test_terminate_becomes_stop_when_files_in_the_home_folder_are_nowhere_else(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    (quick.home / "notes.ipynb").write_text("mine")
+    assert _train(computer, then="terminate").outcome.state == "succeeded"
+    assert quick.state == "stopped"
+    assert any("notes.ipynb" in step and step.endswith("It is stopped instead") for step in computer.told)
+
+
+def test_terminate_becomes_stop_when_an_earlier_run_is_not_home(mine: Computer, other: Computer) -> None:
+    quick = quick_machine(other)
+    theirs = _train(other, then="keep").run
+    _train(mine, then="terminate")
+    assert quick.state == "stopped"
+    assert any(theirs.id in step and step.endswith("It is stopped instead") for step in mine.told)
+
+
+# Detached and attached again
+
+
+def test_ctrl_c_detaches_and_says_what_runs_on_and_costs_and_attach_follows_to_the_end(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    with _training(computer, quick) as process:
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    [run] = _store(computer).all()
+    words = " ".join(stderr.split())
+    assert f"Detached: run {run.id} goes on, on {computer.name}, at $0.900/h." in words
+    for command in (f"gpuops attach {run.id}", f"gpuops pull {run.id}", f"gpuops down {computer.name}"):
+        assert command in words
+    assert quick.state == "running"
+    assert _written_state(quick) == "running"
+
+    quick.let_go()
+    ran = computer.gpuops("attach")
+    assert "epoch 2" in ran.succeeded()
+    assert quick.state == "stopped"
+    assert results.verify(_store(computer).path(run.id)) > 5
+    assert _logs_are_equal(computer, quick)
+
+
+def test_ctrl_c_before_the_run_has_started_stops_the_machine_and_speaks_of_no_older_run(computer: Computer) -> None:
+    quick = quick_machine(computer, State.RUNNING)
+    _train(computer, then="keep")
+    _lose_home_mark(computer)
+    computer.down()
+    slow = _slow_rsync(computer, ":gpuops/trainer/")
+    process = computer.process("train", "digits", "-y", PATH=slow)
+    assert process.stderr
+    until(lambda: (computer.folder / "slow").exists(), "it is shipping")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted before the run had started" in stderr
+    assert quick.state == "stopped"
+
+
+def test_attach_on_another_computer_follows_the_run_and_brings_it_home_there(mine: Computer, other: Computer) -> None:
+    quick = quick_machine(mine)
+    with _training(mine, quick):
+        pass  # killed
+    quick.let_go()
+    finished = workflow.attach(other.settings(), None, tell=other.told.append, show=agree, clock=quick_clock())
+    assert finished.outcome.state == "succeeded"
+    assert _store(other).is_home(finished.run.id)
+    assert _logs_are_equal(other, quick)
+    assert quick.state == "stopped"
+
+
+def test_attach_to_a_run_that_is_home_shows_its_log_again(computer: Computer) -> None:
+    quick_machine(computer)
+    run = _train(computer).run
+    shown: list[bytes] = []
+    workflow.attach(computer.settings(), run.id[:-2], tell=agree, show=shown.append, clock=quick_clock())
+    assert b"".join(shown) == b"epoch 1\nepoch 2\n"
+
+
+def test_attach_to_a_run_whose_machine_has_stopped_names_pull(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    with _training(computer, quick):
+        pass
+    computer.down()
+    [run] = _store(computer).all()
+    told = computer.gpuops_here("attach").failed(StateError)
+    assert f"gpuops pull {run.id}" in told
+
+
+def test_attach_to_an_unknown_run_is_refused(computer: Computer) -> None:
+    quick_machine(computer)
+    _train(computer)
+    assert "There is no run 'nonsense'" in computer.gpuops_here("attach", "nonsense").failed(UnknownRun)
+
+
+# One machine, one job
+
+
+def test_a_second_train_is_refused_while_one_is_going_on_and_the_first_is_unharmed(
+    mine: Computer, other: Computer
+) -> None:
+    quick = quick_machine(mine)
+    with _training(mine, quick) as process:
+        with pytest.raises(JobRunning) as refused:
+            _train(other)
+        assert quick.runs[0].name in refused.value.what
+        assert refused.value.next_step == f"gpuops attach {quick.runs[0].name}"
+        assert (quick.state, len(quick.runs)) == ("running", 1)
+        quick.let_go()
+        stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "epoch 2" in stdout
+    assert quick.state == "stopped"
+
+
+def test_a_machine_whose_python_is_too_old_is_refused_before_anything_is_shipped_and_stopped_again(
+    computer: Computer,
+) -> None:
+    quick = quick_machine(computer, State.STOPPED)
+    for path in (quick.python, quick.home / ".local/bin/python3", quick.home / ".local/bin/python"):
+        quick.install_python(path, version=(3, 6))
+    with pytest.raises(UnfitMachine, match=r"Python 3\.6") as refused:
+        _train(computer)
+    assert refused.value.left_behind.startswith(f"Nothing was shipped. {computer.name} is stopped; its disk costs")
+    assert quick.state == "stopped"
+    assert not (quick.home / "gpuops" / "trainer").exists()
+
+
+# Refused before anything is launched
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("digit",), "Did you mean 'digits'"),
+        (("nowhere.toml",), "There is no recipe"),
+        (("digits", "--set", "epoch=1"), "epoch"),
+        (("digits", "--set", "stages.0.epoch=1"), "epochs"),
+        (("digits", "--set", "seed=many"), "seed"),
+        (("digits", "--data", "/nowhere/photos"), "There is no data folder /nowhere/photos"),
+        (("digits", "--data", "./empty"), "is empty"),
+        (("digits", "--weights", "/nowhere/w.safetensors"), "There is no weights file /nowhere/w.safetensors"),
+    ],
+    ids=["recipe", "recipe file", "key", "nested key", "value", "data", "empty data", "weights"],
+)
+def test_what_is_wrong_and_can_be_known_here_is_refused_before_anything_bills(
+    the_cloud: Cloud, computer: Computer, words: tuple[str, ...], says: str
+) -> None:
+    (computer.folder / "work" / "empty").mkdir(parents=True)
+    before = len(the_cloud.calls("RunInstances"))
+    ran = computer.gpuops_here("train", *words, "-y")
+    assert ran.exit_code == 64
+    assert says in " ".join(ran.stderr.split())
+    assert "Traceback" not in ran.output
+    assert len(the_cloud.calls("RunInstances")) == before
+    assert _store(computer).all() == []
+
+
+# Brought home later, or by another computer
+
+
+def test_another_computer_brings_every_run_home_that_it_knows_nothing_of(mine: Computer, other: Computer) -> None:
+    quick = quick_machine(mine)
+    runs = [_train(mine, then=then).run for then in ("keep", "stop")]
+    ran = other.gpuops_here("pull", "-y")
+    assert all(f"{run.id} is home, every file verified" in " ".join(ran.succeeded().split()) for run in runs)
+    assert _store(other).all() == runs
+    assert all(results.verify(_store(other).path(run.id)) > 5 for run in runs)
+    assert quick.state == "stopped"  # as it was
+    assert "Nothing to bring home" in other.gpuops_here("pull", "-y").succeeded()
+
+
+def test_pull_mends_a_run_whose_copy_at_home_was_damaged(computer: Computer) -> None:
+    quick_machine(computer)
+    run = _train(computer).run
+    weights = _store(computer).path(run.id) / "out" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert run.id in computer.gpuops_here("pull", "-y").succeeded()
+    assert results.verify(_store(computer).path(run.id)) > 5
+
+
+def test_pull_leaves_a_machine_running_that_ran_and_a_run_going_on_that_goes_on(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    with _training(computer, quick):
+        ran = computer.gpuops_here("pull", "-y")
+        assert "Nothing to bring home" in ran.succeeded()
+        assert f"is still going on: gpuops attach {quick.runs[0].name}" in " ".join(ran.stderr.split())
+        assert quick.state == "running"
+
+
+def test_pull_before_a_stopped_machine_is_started_needs_a_yes(computer: Computer) -> None:
+    quick = quick_machine(computer, State.STOPPED)
+    computer.gpuops_here("pull").failed(NotConfirmed)
+    assert quick.state == "stopped"
+
+
+def test_runs_lists_what_is_home_and_what_is_not(computer: Computer) -> None:
+    assert "No runs yet" in computer.gpuops_here("runs").succeeded()
+    quick_machine(computer)
+    first, second = (_train(computer, then="keep").run for _ in range(2))
+    (_store(computer).path(second.id) / "home.json").unlink()
+    rows = [line.split() for line in computer.gpuops_here("runs").succeeded().splitlines()[1:]]
+    home = str(_store(computer).path(first.id))
+    assert rows[0][:2] + rows[0][-3:] == [first.id, "digits", "succeeded", "0.9000", home]
+    assert rows[1] == [second.id, "digits", computer.name, "on", computer.name, "0.9000", "no"]
+
+
+# Down
+
+
+def test_down_while_a_run_is_going_on_asks_and_stops_only_with_a_yes(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    with _training(computer, quick):
+        told = computer.gpuops("down").failed(NotConfirmed)
+        assert f"Run {quick.runs[0].name} is going on there" in " ".join(told.split())
+        assert quick.state == "running"
+        computer.gpuops("down", "-y").succeeded()
+        assert quick.state == "stopped"
+    ran = computer.gpuops_here("pull", "-y")
+    assert quick.runs[0].name in ran.succeeded()
+    home = _store(computer).path(quick.runs[0].name)
+    assert results.outcome(home).state in {"interrupted", "failed"}  # as the power cut met the job, or its wrapper
+    assert results.verify(home) > 3
+
+
+def test_down_with_a_run_that_is_not_home_asks(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    _train(computer, then="keep")
+    _lose_home_mark(computer)
+    assert "1 runs are not home yet" in computer.gpuops("down").failed(NotConfirmed)
+    assert quick.state == "running"
+
+
+def test_down_terminate_refuses_while_a_run_is_not_home_and_lists_it_and_discard_deletes(
+    computer: Computer,
+) -> None:
+    quick = quick_machine(computer)
+    run = _train(computer, then="stop").run
+    _lose_home_mark(computer)
+    (quick.home / "notes.ipynb").write_text("mine")
+    told = " ".join(computer.gpuops_here("down", "--terminate", "-y").failed(ResultsNotHome).split())
+    assert f"Runs that are not home: {run.id}." in told
+    assert "notes.ipynb" in told
+    assert f"gpuops down {computer.name} --terminate --discard" in told
+    assert quick.state == "stopped"
+    computer.gpuops_here("down", "--terminate", "--discard", "-y").succeeded()
+    assert quick.state == ""
+
+
+def test_down_terminate_deletes_what_is_home_after_asking(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    _train(computer)
+    computer.gpuops("down", "--terminate").failed(NotConfirmed)
+    assert quick.state == "stopped"
+    computer.gpuops_here("down", "--terminate", "-y").succeeded()
+    assert quick.state == ""
+
+
+def _lose_home_mark(computer: Computer) -> None:
+    for mark in (computer.home / "runs").glob("*/home.json"):
+        mark.unlink()
+
+
+def _written_state(quick: QuickMachine) -> str:
+    """What the newest run's own file says."""
+    return str(json.loads((quick.runs[-1] / "state.json").read_text())["state"])
+
+
+def _slow_rsync(computer: Computer, where: str) -> str:
+    """A PATH whose rsync crawls when its arguments have `where` in them; it says so by the file `slow`."""
+    folder = computer.folder / "bin"
+    folder.mkdir(parents=True)
+    real = shutil.which("rsync")
+    if real is None:
+        pytest.skip("there is no rsync here")
+    (folder / "rsync").write_text(
+        f'#!/bin/sh\ncase "$*" in *{where}*) touch {computer.folder}/slow; exec {real} --bwlimit=1 "$@" ;; esac\n'
+        f'exec {real} "$@"\n'
+    )
+    (folder / "rsync").chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
