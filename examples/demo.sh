@@ -6,8 +6,13 @@ set -eu
 GPUOPS_SANDBOX="$PWD/demo"
 export GPUOPS_SANDBOX
 
+bold='' plain=''
+if [ -t 1 ]; then
+    bold=$(printf '\033[1m') plain=$(printf '\033[0m')
+fi
+
 say() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    printf '\n%s$ %s%s\n' "$bold" "$*" "$plain"
     "$@"
 }
 

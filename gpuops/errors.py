@@ -19,6 +19,7 @@ GpuopsError
 │   └── UnfitMachine, JobRunning, ResultsDamaged, ResultsNotHome
 ├── SandboxError         74  the sandbox can't do that
 ├── Busy                 75  another gpuops command holds this machine
+├── LocalTrouble         76  this computer's disk or permissions are in the way
 └── Bug                  79  gpuops itself is at fault
 """
 
@@ -27,6 +28,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from typing import ClassVar
+
+_LISTED_AT_MOST = 12
 
 
 class GpuopsError(Exception):
@@ -54,45 +57,51 @@ class _Unknown(BadInput):
     """A name that is not among the known ones: says the closest and lists the rest."""
 
     noun: ClassVar[str]
+    usual_next_step: ClassVar[str]
 
-    def __init__(self, name: str, known: Iterable[str], *, next_step: str = "", left_behind: str = "") -> None:
+    def __init__(self, name: str, known: Iterable[str], *, next_step: str = "") -> None:
         names = sorted(known)
         closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        super().__init__(
-            f"There is no {self.noun} {name!r}." + (f" Did you mean {closest[0]!r}?" if closest else ""),
-            left_behind=left_behind,
-            next_step=next_step or (f"Known: {', '.join(names)}." if names else ""),
-        )
+        what = f"There is no {self.noun} {name!r}." + (f" Did you mean {closest[0]!r}?" if closest else "")
+        if 0 < len(names) <= _LISTED_AT_MOST:
+            what += f" There is: {', '.join(names)}."
+        super().__init__(what, left_behind="Nothing was changed.", next_step=next_step or self.usual_next_step)
 
 
 class UnknownProvider(_Unknown):
     id = "unknown-provider"
     noun = "provider"
+    usual_next_step = "gpuops up --provider aws"
 
 
 class UnknownRegion(_Unknown):
     id = "unknown-region"
     noun = "region"
+    usual_next_step = "gpuops up --region us-west-2"
 
 
 class UnknownType(_Unknown):
     id = "unknown-type"
     noun = "machine type"
+    usual_next_step = "gpuops up --type g4dn.xlarge"
 
 
 class UnknownMachine(_Unknown):
     id = "unknown-machine"
     noun = "machine"
+    usual_next_step = "gpuops status"
 
 
 class UnknownRun(_Unknown):
     id = "unknown-run"
     noun = "run"
+    usual_next_step = "gpuops runs"
 
 
 class UnknownRecipe(_Unknown):
     id = "unknown-recipe"
     noun = "recipe"
+    usual_next_step = "gpuops train digits"
 
 
 class BadName(BadInput):
@@ -234,6 +243,11 @@ class SandboxError(GpuopsError):
 class Busy(GpuopsError):
     exit_code = 75
     id = "busy"
+
+
+class LocalTrouble(GpuopsError):
+    exit_code = 76
+    id = "local-trouble"
 
 
 class Bug(GpuopsError):

@@ -80,6 +80,15 @@ def fingerprint(public_line: str) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
 
 
+def is_key(public_line: str) -> bool:
+    """Whether it is the public line of a key."""
+    try:
+        _parse(public_line)
+    except BadData:
+        return False
+    return True
+
+
 def known_hosts_text(entries: Mapping[str, str]) -> str:
     """A known_hosts file: for each name, by which ``HostKeyAlias`` refers to it, its public line. Raises `BadData`."""
     lines = []

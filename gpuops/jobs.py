@@ -6,13 +6,15 @@ itself says what is true.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -20,9 +22,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpuops import results, sync
-from gpuops.errors import BadData, BadInput, JobRunning, RemoteFileMissing, RunError, UnfitMachine, UnknownRecipe
+from gpuops.errors import (
+    BadData,
+    BadInput,
+    GpuopsError,
+    JobRunning,
+    RemoteFileMissing,
+    RunError,
+    UnfitMachine,
+    UnknownRecipe,
+)
 from gpuops.render import render
-from gpuops.runs import Run, RunStore, from_json
+from gpuops.runs import Run, RunStore, from_json, is_id
 from gpuops.sync import Route
 from gpuops.transports import Transport, quote
 
@@ -30,6 +41,7 @@ _WRAPPER = Path(__file__).with_name("job_wrapper.py")
 _CONTRACT = 1  # of the trainer's command line and run directory
 _BUSY_EXIT_CODE = 75  # job_wrapper.BUSY_EXIT_CODE
 _STARTED_WITHIN_S = 20
+_CLAIM_EVERY_S = 1.0
 # Where machines keep the Python that has torch: the Deep Learning AMIs, fast.ai's community AMI, anything on the PATH.
 _INTERPRETERS = ("/opt/pytorch/bin/python", "src/anaconda3/envs/fastai/bin/python", "python3", "python")
 _OLDEST_PYTHON = (3, 10)
@@ -141,6 +153,11 @@ def refuse_if_busy(line: Transport, python: str) -> None:
 
 def ship(route: Route, training: Training, tell: Callable[[str], None]) -> dict[str, str]:
     """Send trainer, data and weights to the machine; where they lie there, by what they are, relative to its home."""
+    with _in_use(route.line):
+        return _ship(route, training, tell)
+
+
+def _ship(route: Route, training: Training, tell: Callable[[str], None]) -> dict[str, str]:
     trainer = trainer_files()
     digest = trainer.digest()
     places = {"trainer": f"gpuops/trainer/{digest[:16]}", "trainer_digest": digest, "data_digest": ""}
@@ -221,7 +238,7 @@ def state(line: Transport, run: Run) -> results.Outcome:
 def on_machine(line: Transport, python: str) -> list[dict[str, object]]:
     """Every run on the machine's disk: its id, state, and whether it is sealed with a manifest."""
     answer: list[dict[str, object]] = json.loads(line.run([python, _wrapper(line), "list"]).stdout)
-    return answer
+    return [entry for entry in answer if is_id(str(entry["id"]))]
 
 
 def adopt(line: Transport, run_id: str, store: RunStore) -> Run | None:
@@ -231,7 +248,9 @@ def adopt(line: Transport, run_id: str, store: RunStore) -> Run | None:
     except RemoteFileMissing:
         return None
     run = from_json(data, where=run_id)
-    if not (store.path(run_id) / "run.json").exists():
+    if run.id != run_id:  # the machine's word alone must not choose a folder here
+        raise BadData(f"The run in {run_id} on the machine says that it is {run.id}.", left_behind="It stays there.")
+    if run_id not in {known.id for known in store.all()}:
         store.add(run)
     return run
 
@@ -242,7 +261,8 @@ def collect(route: Route, run: Run, store: RunStore, now: datetime) -> results.O
     line = route.line
     if line.run(["test", "-e", f"{run.remote_dir}/manifest.json"], check=False).exit_code != 0:
         line.run([run.python, _wrapper(line), "seal", run.remote_dir])
-    route.pull(run.remote_dir, folder)
+    with _in_use(line):
+        route.pull(run.remote_dir, folder)
     store.mark_home(run.id, files=results.verify(folder), now=now)
     return results.outcome(folder)
 
@@ -250,6 +270,29 @@ def collect(route: Route, run: Run, store: RunStore, now: datetime) -> results.O
 def claim(line: Transport) -> None:
     """Say that the machine is in use, so that an earlier job's grace time starts anew."""
     line.run(["sh", "-c", "mkdir -p gpuops && touch gpuops/in-use"])
+
+
+@contextlib.contextmanager
+def _in_use(line: Transport) -> Iterator[None]:
+    """Keep claiming the machine while files travel, which may take longer than its grace time.
+
+    Said from here and again and again, so that it ends with this process, or with the line.
+    """
+    done = threading.Event()
+
+    def claim_again() -> None:
+        with contextlib.suppress(GpuopsError):  # whoever uses the line meets the same
+            while not done.wait(_CLAIM_EVERY_S):
+                claim(line)
+
+    claim(line)
+    claiming = threading.Thread(target=claim_again, daemon=True)
+    claiming.start()
+    try:
+        yield
+    finally:
+        done.set()
+        claiming.join()
 
 
 def _wrapper(line: Transport) -> str:

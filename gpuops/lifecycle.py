@@ -94,6 +94,17 @@ def find_one(inventory: Inventory, name: str) -> Machine | None:
     return inventory.machines[0] if inventory.machines else None
 
 
+def usable(machine: Machine) -> Machine:
+    """Itself. Raises `StateError` for a machine that is not labelled as this gpuops labels its own."""
+    if machine.unusable:
+        raise StateError(
+            f"{machine.name} ({machine.id}) can't be used: {machine.unusable}.",
+            left_behind=f"It is {machine.state.value}, at {cost.per_hour(machine)}.",
+            next_step=f"Upgrade gpuops, or stop it: gpuops down {machine.name}",
+        )
+    return machine
+
+
 def existing(provider: Provider, name: str) -> Machine:
     """The machine of that name. Raises `UnknownMachine` (naming the closest), or says who did not answer."""
     inventory = provider.find(name)
@@ -106,7 +117,7 @@ def existing(provider: Provider, name: str) -> Machine:
             f"No machine {name!r} was found, but these places did not answer: {places}.", next_step="gpuops status"
         )
     known = sorted({m.name for m in provider.machines().machines})
-    raise UnknownMachine(name, known, next_step="" if known else f"There are no machines. Start it: gpuops up {name}")
+    raise UnknownMachine(name, known, next_step="" if known else f"gpuops up {name}")
 
 
 def plan(provider: Provider, wish: Wish, records: LaunchRecords, key: str, clock: Clock) -> Plan:
@@ -116,7 +127,7 @@ def plan(provider: Provider, wish: Wish, records: LaunchRecords, key: str, clock
     unfinished = records.read(key)
     if machine:
         records.clear(key)
-        return Plan(wish=wish, existing=machine, unanswered=inventory.unanswered)
+        return Plan(wish=wish, existing=usable(machine), unanswered=inventory.unanswered)
     home = [place for place in inventory.unanswered if place.place == f"{provider.name}/{wish.region}"]
     if home:
         raise VendorUnreachable(f"{home[0].place} did not answer: {home[0].reason}", next_step="Try again in a minute.")
@@ -285,7 +296,7 @@ class Release:
         self._name = name
         self._machine: Machine | None = None
         self._host_key: str | None = None
-        self._kept = False
+        self.kept = False
 
     def expects(self, host_key: str | None) -> None:
         """A launch is under way whose machine would bear this host key; None: nothing will come of it."""
@@ -297,18 +308,21 @@ class Release:
 
     def keep(self) -> None:
         """It is to go on running: the command did what it was asked to, or the machine is another's."""
-        self._kept = True
+        self.kept = True
 
     def __enter__(self) -> Release:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._kept or error is None:
+        if self.kept or error is None:
             return
         try:
             left = self._stop()
         except GpuopsError as failure:
             left = f"{self._name} could not be stopped and may be running: {failure.what}"
+        except BaseException:
+            self._say(f"{self._name} may still be running, and billing: see `gpuops status`")
+            raise
         if left:
             self._say(left)
         if isinstance(error, GpuopsError):

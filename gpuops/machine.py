@@ -109,7 +109,11 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a provider last said about one machine."""
+    """What a provider last said about one machine.
+
+    `unusable` says why what it was labelled with can't be trusted (a newer gpuops made it, or somebody changed it):
+    such a machine is shown, stopped and deleted, and nothing else.
+    """
 
     id: str
     name: str
@@ -126,6 +130,7 @@ class Machine:
     launched_at: datetime | None = None
     max_hours: float | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    unusable: str = ""
     format: int = FORMAT
 
     @property
@@ -150,5 +155,8 @@ class Inventory:
 
 
 def is_valid_name(name: str) -> bool:
-    """True for what OpenSSH, EC2 tags and a file name all take: a lower-case host name label (RFC 1123)."""
-    return _HOST_NAME.fullmatch(name) is not None
+    """True for what OpenSSH, EC2 tags and a file name all take: a lower-case host name label (RFC 1123).
+
+    "localhost" is this computer, and NAME-jupyter is the tunnel to NAME.
+    """
+    return _HOST_NAME.fullmatch(name) is not None and name != "localhost" and not name.endswith("-jupyter")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpuops.errors import ResultsDamaged
 
@@ -40,16 +41,22 @@ def verify(folder: Path) -> int:
     return len(files)
 
 
+def open_log(folder: Path) -> BinaryIO:
+    """The run's log at home, to add to: never through a link, as what is added comes from a machine."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    return os.fdopen(os.open(folder / "log.txt", flags, 0o644), "ab")
+
+
 def outcome(folder: Path) -> Outcome:
     """What the files that are home say of the run."""
     state = _read(folder / "state.json")
     summary = _read(folder / "out" / "summary.json")
     return Outcome(
-        state=state.get("state", "unknown"),
-        exit_code=state.get("exit_code"),
-        reason=state.get("reason", ""),
-        accuracy=summary.get("accuracy"),
-        seconds=summary.get("seconds"),
+        state=str(state.get("state", "unknown")),
+        exit_code=code if isinstance(code := state.get("exit_code"), int) else None,
+        reason=str(state.get("reason", "")),
+        accuracy=_number(summary.get("accuracy")),
+        seconds=_number(summary.get("seconds")),
     )
 
 
@@ -71,7 +78,16 @@ def _damaged(folder: Path, names: list[str]) -> ResultsDamaged:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+    """What a file says that may be missing or damaged: nothing, then."""
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _sha256(path: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,8 +12,11 @@ from datetime import datetime
 from pathlib import Path
 
 from gpuops import durable
-from gpuops.errors import NewerFormat, UnknownRun
+from gpuops.errors import BadData, NewerFormat, UnknownRun
 from gpuops.machine import FORMAT
+
+# Ids are names of folders, and some come from machines: nothing else may be one.
+_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{6}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +67,20 @@ class RunStore:
         return self.folder / run_id
 
     def all(self) -> list[Run]:
-        """Every run, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return [read(path) for path in sorted(self.folder.iterdir()) if (path / "run.json").is_file()]
+        """Every run whose run.json can be read, oldest first."""
+        runs = []
+        for path in self._folders():
+            with contextlib.suppress(BadData):
+                runs.append(read(path))
+        return runs
+
+    def damaged(self) -> list[Path]:
+        """The folders of runs whose run.json can't be read."""
+        known = {run.id for run in self.all()}
+        return [path for path in self._folders() if path.name not in known]
+
+    def _folders(self) -> list[Path]:
+        return sorted(p for p in self.folder.iterdir() if is_id(p.name)) if self.folder.is_dir() else []
 
     def find(self, run_id: str | None) -> Run:
         """The run of that id, or of a unique beginning of it; the newest for None. Raises `UnknownRun`."""
@@ -90,6 +105,10 @@ class RunStore:
         durable.write(self.path(run_id) / "home.json", json.dumps(written).encode(), mode=0o644)
 
 
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
 def new_id(now: datetime) -> str:
     """UTC time and six random characters: sorts by age, and two computers don't meet."""
     return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -101,8 +120,14 @@ def read(folder: Path) -> Run:
 
 
 def from_json(data: bytes, *, where: str) -> Run:
-    stored: Mapping[str, object] = json.loads(data)
-    if not isinstance(written := stored.get("format"), int) or written > FORMAT:
-        raise NewerFormat(f"{where} was written by a newer gpuops.", next_step="Upgrade gpuops, then try again.")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-    return Run(**values)  # type: ignore[arg-type]
+    try:
+        stored: Mapping[str, object] = json.loads(data)
+        if int(str(stored["format"])) > FORMAT:
+            raise NewerFormat(f"{where} was written by a newer gpuops.", next_step="Upgrade gpuops, then try again.")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+        run = Run(**values)  # type: ignore[arg-type]
+        if not is_id(run.id):
+            raise ValueError(f"{run.id!r} is not the id of a run")
+    except (ValueError, TypeError, LookupError) as error:
+        raise BadData(f"{where}/run.json is damaged: {error}.", next_step="gpuops pull") from error
+    return run

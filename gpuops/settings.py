@@ -42,7 +42,7 @@ class Settings:
         if not is_valid_name(self.name):
             raise BadName(
                 f"{self.name!r} can't be a machine's name: lower-case letters, digits and hyphens only, 63 at most, "
-                "starting and ending with a letter or digit.",
+                "starting and ending with a letter or digit; not localhost, and not ending in -jupyter.",
                 next_step="For example: gpuops up fast-ai",
             )
         if not 0 < self.max_hours <= 24 * 30:
@@ -72,17 +72,20 @@ class Settings:
 
 
 def resolve(flags: Mapping[str, object], *, environ: Mapping[str, str], folder: Path) -> Settings:
-    """Settings from flags (None means: not given), the environment and ``folder/gpuops.toml``.
+    """Settings from flags (None means: not given), ``GPUOPS_…`` in the environment and ``folder/gpuops.toml``.
+
+    AWS's own variables for the region come last: they are a computer's habit, and a folder's file is more particular.
 
     Raises `BadSetting` for an unknown key (naming the closest) or a value of the wrong type, and says where it stands.
     """
     values: dict[str, object] = {}
     fields = {f.name for f in dataclasses.fields(Settings)}
-    if (path := folder / CONFIG_FILE).is_file():
-        values |= {key: _typed(key, value, path.name) for key, value in _read(path, fields).items()}
     for fallback in ("AWS_DEFAULT_REGION", "AWS_REGION"):
         if environ.get(fallback):
             values["region"] = environ[fallback]
+    path = folder / CONFIG_FILE
+    if path.exists() or path.is_symlink():
+        values |= {key: _typed(key, value, path.name) for key, value in _read(path, fields).items()}
     for key in fields:
         variable = f"GPUOPS_{key.upper()}"
         if environ.get(variable):
@@ -98,7 +101,7 @@ def _read(path: Path, fields: set[str]) -> dict[str, object]:
         import tomli as tomllib
     try:
         table: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise BadSetting(f"{path.name} can't be read: {error}") from error
     for key in table.keys() - fields:
         closest = difflib.get_close_matches(key, fields, n=1)

@@ -54,7 +54,7 @@ class AddressBook:
         pins = self._pins()
         for machine in machines:
             blocks.pop(machine.name, None)
-            if machine.state.exists:
+            if machine.state.exists and not machine.unusable:
                 blocks[machine.name] = self._block(machine)
                 if machine.host_key:
                     pins[machine.id] = machine.host_key
@@ -75,15 +75,17 @@ class AddressBook:
         for machine in inventory.machines:
             if machine.host_key:
                 pins[machine.id] = machine.host_key
-            if names.count(machine.name) == 1:  # two of one name: neither is the one that the person means
+            if (
+                names.count(machine.name) == 1 and not machine.unusable
+            ):  # two of one name: neither is the one that the person means
                 blocks[machine.name] = self._block(machine)
         self._write(blocks, pins)
 
     def _write(self, blocks: dict[str, str], pins: dict[str, str]) -> None:
-        if (known := host_keys.known_hosts_text(pins).encode()) != self._read(self._known_hosts):
-            durable.write(self._known_hosts, known)
         text = _HEADER + "".join("\n" + blocks[name].rstrip("\n") + "\n" for name in sorted(blocks))
         try:
+            if (known := host_keys.known_hosts_text(pins).encode()) != self._read(self._known_hosts):
+                durable.write(self._known_hosts, known)
             if text != self._text():
                 durable.write(self.path, text.encode())
             self._ensure_included()
@@ -128,11 +130,11 @@ class AddressBook:
         return {match["name"]: match[0] for match in _BLOCK.finditer(self._text())}
 
     def _pins(self) -> dict[str, str]:
-        lines = self._read(self._known_hosts).decode().splitlines()
-        return {alias: key for alias, _, key in (line.partition(" ") for line in lines) if key}
+        lines = self._read(self._known_hosts).decode(errors="replace").splitlines()
+        return {alias: key for alias, _, key in (line.partition(" ") for line in lines) if host_keys.is_key(key)}
 
     def _text(self) -> str:
-        return self._read(self.path).decode()
+        return self._read(self.path).decode(errors="replace")
 
     def _read(self, path: Path) -> bytes:
         try:
@@ -140,9 +142,8 @@ class AddressBook:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise SshConfigError(
-                f"{path} can't be read: {error.strerror}.", next_step=f"Mend its permissions: chmod u+rw {path}"
-            ) from error
+            mend = f"Mend its permissions: chmod u+rw {path}" if path.is_file() else f"A file has to be there: {path}"
+            raise SshConfigError(f"{path} can't be read: {error.strerror}.", next_step=mend) from error
 
 
 def _unwritable_folder(folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
@@ -29,7 +29,10 @@ _DISK_FULL = ("No space left on device", "Disk quota exceeded", "Wrote only")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSet:
-    """Files below `root`, by their relative paths, sorted; links stand for what they point to."""
+    """Files below `root`, by their relative paths, sorted; links stand for what they point to.
+
+    A path that ends in "/" is a folder without anything in it: it may mean something, such as a class with no images.
+    """
 
     root: Path
     paths: tuple[str, ...]
@@ -68,8 +71,14 @@ def data(root: Path) -> FileSet:
     """A folder of data: everything in it. Raises `BadData` where it is missing, empty or can't be read."""
     if not root.is_dir():
         raise BadData(f"There is no data folder {root}.", left_behind="Nothing was started.")
-    files = _file_set(root, [folder / name for folder, _, names in _walk(root) for name in names])
-    if not files.paths:
+    found, empty = [], []
+    for folder, folders, names in _walk(root):
+        found += [folder / name for name in names]
+        if not folders and not names:
+            empty.append(f"{folder.relative_to(root).as_posix()}/")
+    files = _file_set(root, found)
+    files = replace(files, paths=tuple(sorted((*files.paths, *empty))))
+    if not found:
         raise BadData(f"The data folder {root} is empty.", left_behind="Nothing was started.")
     return files
 
@@ -100,7 +109,7 @@ class Route:
             options = ["-rtL", "--partial", "--from0", "--files-from=-"]
             self._rsync([*options, f"{files.root.absolute()}/", f"{self.host}:{remote_dir}/"], names, doing, remote_dir)
             return
-        packing = ["tar", "-C", str(files.root.absolute()), "--null", "-T", "-", "-chf", "-"]
+        packing = ["tar", "-C", str(files.root.absolute()), "--no-recursion", "--null", "-T", "-", "-chf", "-"]
         with tempfile.TemporaryFile() as said:
             with subprocess.Popen(packing, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as tar:
                 assert tar.stdin and tar.stdout  # both were asked for

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from gpuops.machine import Machine, State
 from tests.computers import Cloud, Computer, until
@@ -84,3 +87,18 @@ def quick_machine(computer: Computer, state: State = State.RUNNING, **flags: obj
         computer.cloud.provider.stop(quick.machine)
         until(lambda: quick.state == "stopped", "it is stopped")
     return quick
+
+
+def slow_rsync(computer: Computer, where: str, *, kb_per_s: int = 1) -> str:
+    """A PATH for a client whose rsync crawls when `where` is in its arguments; once it does, there is a file `slow`."""
+    real = shutil.which("rsync")
+    if real is None:
+        pytest.skip("there is no rsync here")
+    folder = computer.folder / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rsync").write_text(
+        f'#!/bin/sh\ncase "$*" in *{where}*) touch {computer.folder}/slow; limit=--bwlimit={kb_per_s} ;; esac\n'
+        f'exec {real} $limit "$@"\n'
+    )
+    (folder / "rsync").chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"

@@ -21,6 +21,7 @@ from gpuops.transports.ssh import SshTransport
 from tests.computers import until
 from tests.sandbox import machines
 
+_ID = "20261123T095959-000001"
 _NOW = datetime(2026, 11, 23, 9, 59, 59, tzinfo=timezone.utc)
 
 
@@ -100,40 +101,42 @@ def test_a_new_disk_holds_nothing_to_lose(line: SshTransport, store: RunStore) -
 def test_a_run_is_told_as_going_on_then_as_not_home_and_then_no_more(
     line: SshTransport, store: RunStore, machine: machines.Machine
 ) -> None:
-    run = _start(line, store, "run-1", "until [ -e go ]; do sleep 0.02; done")
-    assert disk.look(line, store) == Disk(running=("run-1",))
+    run = _start(line, store, _ID, "until [ -e go ]; do sleep 0.02; done")
+    assert disk.look(line, store) == Disk(running=(_ID,))
     (machine.home / run.remote_dir / "go").touch()
     until(lambda: jobs.state(line, run).state == "succeeded", "the job ends")
-    assert disk.look(line, store) == Disk(not_home=("run-1",))
+    assert disk.look(line, store) == Disk(not_home=(_ID,))
     _bring_home(line, store, run)
     assert disk.look(line, store) == Disk()
 
 
 def test_a_run_whose_copy_at_home_was_damaged_or_deleted_later_is_not_home(line: SshTransport, store: RunStore) -> None:
-    runs = [_ended(line, store, f"run-{number}") for number in range(3)]
+    ids = [_ID[:-1] + digit for digit in "123"]
+    runs = [_ended(line, store, run_id) for run_id in ids]
     for run in runs:
         _bring_home(line, store, run)
-    (store.path("run-0") / "log.txt").write_text("else")
-    (store.path("run-1") / "log.txt").unlink()
-    assert disk.look(line, store).not_home == ("run-0", "run-1")
+    (store.path(ids[0]) / "log.txt").write_text("else")
+    (store.path(ids[1]) / "log.txt").unlink()
+    assert disk.look(line, store).not_home == (ids[0], ids[1])
 
 
 def test_a_run_that_changed_on_the_machine_since_it_came_home_is_not_home(
     line: SshTransport, store: RunStore, machine: machines.Machine
 ) -> None:
-    run = _ended(line, store, "run-1")
+    run = _ended(line, store, _ID)
     _bring_home(line, store, run)
     manifest = machine.home / run.remote_dir / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "resumed": True}))
-    assert disk.look(line, store).not_home == ("run-1",)
+    assert disk.look(line, store).not_home == (_ID,)
 
 
 def test_a_run_that_never_arrived_whole_and_one_that_another_computer_made_are_named(
     line: SshTransport, store: RunStore, machine: machines.Machine, tmp_path: Path
 ) -> None:
-    (machine.home / "gpuops" / "runs" / "half").mkdir(parents=True)
-    _ended(line, RunStore(tmp_path / "another"), "theirs")
-    assert disk.look(line, store).not_home == ("half", "theirs")
+    theirs = _ID[:-1] + "9"
+    (machine.home / "gpuops" / "runs" / _ID).mkdir(parents=True)
+    _ended(line, RunStore(tmp_path / "another"), theirs)
+    assert disk.look(line, store).not_home == (_ID, theirs)
 
 
 def test_files_made_since_the_first_boot_are_named_but_not_what_gpuops_and_caches_hold(

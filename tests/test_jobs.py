@@ -428,8 +428,8 @@ def test_a_run_of_another_computers_is_adopted_from_the_machine(there: There, tm
 
 
 def test_a_folder_whose_run_never_arrived_is_no_run(there: There) -> None:
-    (there.home / "gpuops" / "runs" / "half").mkdir(parents=True)
-    assert jobs.adopt(there.line, "half", there.store) is None
+    (there.home / "gpuops" / "runs" / "20261123T095959-aaaaaa").mkdir(parents=True)
+    assert jobs.adopt(there.line, "20261123T095959-aaaaaa", there.store) is None
     assert there.store.all() == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpuops import runs
-from gpuops.errors import NewerFormat, UnknownRun
+from gpuops.errors import BadData, NewerFormat, UnknownRun
 from gpuops.runs import Run, RunStore, new_id
 
 _NOW = datetime(2026, 11, 23, 9, 59, 59, tzinfo=timezone.utc)
@@ -79,11 +79,6 @@ def test_a_beginning_of_several_ids_is_refused_and_they_are_named(store: RunStor
     assert refused.value.next_step == "Several begin so: 20261102T000000-bbbbbb, 20261102T000000-cccccc."
 
 
-def test_an_id_that_begins_another_one_is_itself(store: RunStore) -> None:
-    _add(store, "run", "run-2")
-    assert store.find("run").id == "run"
-
-
 def test_an_unknown_run_names_the_closest(store: RunStore) -> None:
     _add(store, "20261101T000000-aaaaaa", "20251231T235959-ffffff")
     with pytest.raises(UnknownRun, match="Did you mean '20261101T000000-aaaaaa'"):
@@ -100,6 +95,23 @@ def test_without_any_run_the_way_to_the_first_one_is_named(store: RunStore) -> N
     with pytest.raises(UnknownRun) as refused:
         store.find(None)
     assert "gpuops train" in refused.value.next_step
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff", b'{"format": "?"}', b'{"format": 1, "id": "x"}'])
+def test_a_damaged_run_is_told_as_such_and_hides_no_other(store: RunStore, damage: bytes) -> None:
+    _add(store, "20261101T000000-aaaaaa", _RUN.id)
+    (store.path("20261101T000000-aaaaaa") / "run.json").write_bytes(damage)
+    assert store.all() == [_RUN]
+    assert store.damaged() == [store.path("20261101T000000-aaaaaa")]
+    with pytest.raises(BadData, match="damaged"):
+        runs.read(store.path("20261101T000000-aaaaaa"))
+
+
+@pytest.mark.parametrize("run_id", ["../20261101T000000-aaaaaa", "/etc", "", "20261101T000000-aaaaaa/..", "run"])
+def test_nothing_but_an_id_names_a_run(run_id: str) -> None:
+    """It becomes a folder's name, and may come from a machine."""
+    with pytest.raises(BadData):
+        runs.from_json(replace(_RUN, id=run_id).json(), where="the machine")
 
 
 def test_what_is_no_run_is_passed_over(store: RunStore) -> None:

@@ -250,10 +250,12 @@ def test_what_is_pushed_and_pulled_again_is_the_same_tree(
     files |= {f"deep/{name}/{name}": name.encode() for name in _WEIRD_NAMES}
     files |= {"empty": b"", "big": random.Random(1).randbytes(3_000_000)}
     _write(tmp_path / "here", files)
-    os.symlink("big", tmp_path / "here" / "link")  # noqa: PTH211
+    (tmp_path / "here" / "link").symlink_to("big")
+    (tmp_path / "here" / "deep" / "class without images").mkdir()
     route.push(sync.data(tmp_path / "here"), remote_dir)
     assert _tree(server.home / remote_dir) == files | {"link": files["big"]}
     assert not (server.home / remote_dir / "link").is_symlink()
+    assert (server.home / remote_dir / "deep" / "class without images").is_dir()
     route.pull(remote_dir, tmp_path / "back")
     assert _tree(tmp_path / "back") == files | {"link": files["big"]}
 

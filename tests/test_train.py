@@ -5,13 +5,11 @@ The first tests train in earnest, on digits. In the others the machine's Python 
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,20 +25,39 @@ from gpuops.errors import (
 )
 from gpuops.jobs import Training
 from gpuops.machine import State
-from gpuops.runs import RunStore
+from gpuops.runs import Run, RunStore
 from gpuops.workflow import Finished
 from tests.computers import Cloud, Computer, agree, quick_clock, until
-from tests.quick_machine import QuickMachine, quick_machine
+from tests.quick_machine import QuickMachine, quick_machine, slow_rsync
 
 _TINY = ("--set", "stages.0.epochs=1")
 
 
+@pytest.fixture
+def mine(new_computer: Callable[[], Computer]) -> Computer:
+    return new_computer()
+
+
+@pytest.fixture
+def other(new_computer: Callable[[], Computer], mine: Computer) -> Computer:
+    """Another computer of the same person's, who has copied the key: a machine lets in only whom it was made for."""
+    assert mine.client_key
+    computer = new_computer()
+    shutil.copytree(mine.home / "keys", computer.home / "keys")
+    return computer
+
+
 def _train(
-    computer: Computer, *, then: str = "stop", show: Callable[[bytes], None] = agree, **flags: object
+    computer: Computer,
+    *,
+    data: Path | str = "digits",
+    weights: Path | None = None,
+    then: str = "stop",
+    show: Callable[[bytes], None] = agree,
 ) -> Finished:
     return workflow.train(
-        computer.settings(**{"types": "p2.xlarge", **flags}),
-        Training(recipe=jobs.recipe_file("digits"), data="digits"),
+        computer.settings(types="p2.xlarge"),
+        Training(recipe=jobs.recipe_file("digits"), data=data, weights=weights),
         then=then,
         confirm=agree,
         tell=computer.told.append,
@@ -58,21 +75,20 @@ def _logs_are_equal(computer: Computer, quick: QuickMachine) -> bool:
     return (_store(computer).path(there.name) / "log.txt").read_bytes() == (there / "log.txt").read_bytes()
 
 
-@contextmanager
-def _training(computer: Computer, quick: QuickMachine, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """`gpuops train` in a process of its own, at the moment when the training has said its first word."""
+def _training_alone(computer: Computer, quick: QuickMachine) -> Run:
+    """A run whose training has said its first word and goes on, followed by nobody any more."""
+
+    def detach(_: bytes) -> None:
+        raise KeyboardInterrupt
+
     quick.hold()
-    process = computer.process("train", "digits", "-y", "--type", "p2.xlarge", *words)
-    try:
-        until(lambda: quick.runs and (quick.runs[-1] / "log.txt").exists(), "the training has begun")
-        until(lambda: (quick.runs[-1] / "log.txt").stat().st_size or process.poll() is not None, "it says something")
-        assert process.stdout
-        assert process.stdout.readline().startswith("epoch 1")
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=60)
+    with pytest.raises(KeyboardInterrupt):
+        _train(computer, show=detach)
+    return _store(computer).all()[-1]
+
+
+def _attach(computer: Computer, run_id: str | None = None, *, show: Callable[[bytes], None] = agree) -> Finished:
+    return workflow.attach(computer.settings(), run_id, tell=computer.told.append, show=show, clock=quick_clock())
 
 
 # In earnest
@@ -111,18 +127,6 @@ def test_a_machine_without_a_gpu_does_not_train_on_its_cpu_and_is_stopped(the_cl
     assert the_cloud.states(computer.name) == ["stopped"]
 
 
-def test_data_that_only_the_trainer_can_judge_is_refused_on_the_machine_and_that_is_stopped(
-    the_cloud: Cloud, computer: Computer, tmp_path: Path
-) -> None:
-    for name in ("cats/1.jpg", "dogs/notes.txt"):
-        (tmp_path / "my pets" / name).parent.mkdir(parents=True)
-        (tmp_path / "my pets" / name).write_text("")
-    ran = computer.gpuops("train", "digits", "--data", str(tmp_path / "my pets"), "--allow-cpu", "-y", *_TINY)
-    assert ran.exit_code == 21
-    assert "No images in 'dogs'" in ran.output
-    assert the_cloud.states(computer.name) == ["stopped"]
-
-
 # What becomes of the machine
 
 
@@ -131,6 +135,23 @@ def test_the_job_runs_in_the_interpreter_that_was_found_on_the_machine(computer:
     run = _train(computer).run
     assert run.python == run.argv[0] == str(quick.python)
     assert quick.state == "stopped"
+
+
+def test_a_data_folder_and_weights_go_along_whatever_they_are_called(computer: Computer, tmp_path: Path) -> None:
+    quick = quick_machine(computer)
+    names = ("cats/1.jpg", 'dogs/-it\'s "2".jpg', ".hidden")
+    for name in names:
+        (tmp_path / "my $HOME" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my $HOME" / name).write_text(name)
+    weights = tmp_path / "best of.safetensors"
+    weights.write_bytes(b"weights")
+    finished = _train(computer, data=tmp_path / "my $HOME", weights=weights)
+    words = dict(itertools.pairwise(finished.run.argv))
+    data_there, weights_there = (quick.runs[0] / words[flag] for flag in ("--data", "--weights"))
+    assert {name: (data_there / name).read_text() for name in names} == {name: name for name in names}
+    assert weights_there.read_bytes() == b"weights"
+    assert (quick.runs[0] / "out").is_dir()
+    assert finished.outcome.state == "succeeded"
 
 
 def test_keep_leaves_the_machine_running(computer: Computer) -> None:
@@ -167,7 +188,10 @@ def test_terminate_becomes_stop_when_an_earlier_run_is_not_home(mine: Computer, 
 
 def test_ctrl_c_detaches_and_says_what_runs_on_and_costs_and_attach_follows_to_the_end(computer: Computer) -> None:
     quick = quick_machine(computer)
-    with _training(computer, quick) as process:
+    quick.hold()
+    with computer.process("train", "digits", "-y") as process:
+        assert process.stdout
+        assert process.stdout.readline() == "epoch 1\n"
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -177,12 +201,12 @@ def test_ctrl_c_detaches_and_says_what_runs_on_and_costs_and_attach_follows_to_t
     assert f"Detached: run {run.id} goes on, on {computer.name}, at $0.900/h." in words
     for command in (f"gpuops attach {run.id}", f"gpuops pull {run.id}", f"gpuops down {computer.name}"):
         assert command in words
-    assert quick.state == "running"
-    assert _written_state(quick) == "running"
+    assert (quick.state, _written_state(quick)) == ("running", "running")
 
     quick.let_go()
-    ran = computer.gpuops("attach")
-    assert "epoch 2" in ran.succeeded()
+    shown: list[bytes] = []
+    assert _attach(computer, show=shown.append).outcome.state == "succeeded"
+    assert b"".join(shown) == b"epoch 2\n"  # from where the log at home ended
     assert quick.state == "stopped"
     assert results.verify(_store(computer).path(run.id)) > 5
     assert _logs_are_equal(computer, quick)
@@ -193,23 +217,23 @@ def test_ctrl_c_before_the_run_has_started_stops_the_machine_and_speaks_of_no_ol
     _train(computer, then="keep")
     _lose_home_mark(computer)
     computer.down()
-    slow = _slow_rsync(computer, ":gpuops/trainer/")
+    slow = slow_rsync(computer, ":gpuops/trainer/")
     process = computer.process("train", "digits", "-y", PATH=slow)
     assert process.stderr
     until(lambda: (computer.folder / "slow").exists(), "it is shipping")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Interrupted before the run had started" in stderr
+    assert "Interrupted. What runs, and what it costs: gpuops status" in stderr
+    assert "goes on" not in stderr
     assert quick.state == "stopped"
 
 
 def test_attach_on_another_computer_follows_the_run_and_brings_it_home_there(mine: Computer, other: Computer) -> None:
     quick = quick_machine(mine)
-    with _training(mine, quick):
-        pass  # killed
+    _training_alone(mine, quick)
     quick.let_go()
-    finished = workflow.attach(other.settings(), None, tell=other.told.append, show=agree, clock=quick_clock())
+    finished = _attach(other)
     assert finished.outcome.state == "succeeded"
     assert _store(other).is_home(finished.run.id)
     assert _logs_are_equal(other, quick)
@@ -220,16 +244,14 @@ def test_attach_to_a_run_that_is_home_shows_its_log_again(computer: Computer) ->
     quick_machine(computer)
     run = _train(computer).run
     shown: list[bytes] = []
-    workflow.attach(computer.settings(), run.id[:-2], tell=agree, show=shown.append, clock=quick_clock())
+    _attach(computer, run.id[:-2], show=shown.append)
     assert b"".join(shown) == b"epoch 1\nepoch 2\n"
 
 
 def test_attach_to_a_run_whose_machine_has_stopped_names_pull(computer: Computer) -> None:
     quick = quick_machine(computer)
-    with _training(computer, quick):
-        pass
+    run = _training_alone(computer, quick)
     computer.down()
-    [run] = _store(computer).all()
     told = computer.gpuops_here("attach").failed(StateError)
     assert f"gpuops pull {run.id}" in told
 
@@ -247,16 +269,13 @@ def test_a_second_train_is_refused_while_one_is_going_on_and_the_first_is_unharm
     mine: Computer, other: Computer
 ) -> None:
     quick = quick_machine(mine)
-    with _training(mine, quick) as process:
-        with pytest.raises(JobRunning) as refused:
-            _train(other)
-        assert quick.runs[0].name in refused.value.what
-        assert refused.value.next_step == f"gpuops attach {quick.runs[0].name}"
-        assert (quick.state, len(quick.runs)) == ("running", 1)
-        quick.let_go()
-        stdout, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "epoch 2" in stdout
+    first = _training_alone(mine, quick)
+    with pytest.raises(JobRunning, match=first.id) as refused:
+        _train(other)
+    assert refused.value.next_step == f"gpuops attach {first.id}"
+    assert (quick.state, len(quick.runs)) == ("running", 1)
+    quick.let_go()
+    assert _attach(mine).outcome.state == "succeeded"
     assert quick.state == "stopped"
 
 
@@ -328,11 +347,11 @@ def test_pull_mends_a_run_whose_copy_at_home_was_damaged(computer: Computer) -> 
 
 def test_pull_leaves_a_machine_running_that_ran_and_a_run_going_on_that_goes_on(computer: Computer) -> None:
     quick = quick_machine(computer)
-    with _training(computer, quick):
-        ran = computer.gpuops_here("pull", "-y")
-        assert "Nothing to bring home" in ran.succeeded()
-        assert f"is still going on: gpuops attach {quick.runs[0].name}" in " ".join(ran.stderr.split())
-        assert quick.state == "running"
+    run = _training_alone(computer, quick)
+    ran = computer.gpuops_here("pull", "-y")
+    assert "Nothing to bring home" in ran.succeeded()
+    assert f"Run {run.id} is still going on: gpuops attach {run.id}" in " ".join(ran.stderr.split())
+    assert quick.state == "running"
 
 
 def test_pull_before_a_stopped_machine_is_started_needs_a_yes(computer: Computer) -> None:
@@ -357,16 +376,18 @@ def test_runs_lists_what_is_home_and_what_is_not(computer: Computer) -> None:
 
 def test_down_while_a_run_is_going_on_asks_and_stops_only_with_a_yes(computer: Computer) -> None:
     quick = quick_machine(computer)
-    with _training(computer, quick):
-        told = computer.gpuops("down").failed(NotConfirmed)
-        assert f"Run {quick.runs[0].name} is going on there" in " ".join(told.split())
-        assert quick.state == "running"
-        computer.gpuops("down", "-y").succeeded()
-        assert quick.state == "stopped"
-    ran = computer.gpuops_here("pull", "-y")
-    assert quick.runs[0].name in ran.succeeded()
-    home = _store(computer).path(quick.runs[0].name)
-    assert results.outcome(home).state in {"interrupted", "failed"}  # as the power cut met the job, or its wrapper
+    run = _training_alone(computer, quick)
+    told = computer.gpuops_here("down").failed(NotConfirmed)
+    assert f"Run {run.id} is going on there" in " ".join(told.split())
+    assert quick.state == "running"
+    computer.gpuops_here("down", "-y").succeeded()
+    assert quick.state == "stopped"
+    assert run.id in computer.gpuops_here("pull", "-y").succeeded()
+    home = _store(computer).path(run.id)
+    assert results.outcome(home).state in {
+        "interrupted",
+        "failed",
+    }  # as the power cut met the wrapper, or the job first
     assert results.verify(home) > 3
 
 
@@ -374,7 +395,7 @@ def test_down_with_a_run_that_is_not_home_asks(computer: Computer) -> None:
     quick = quick_machine(computer)
     _train(computer, then="keep")
     _lose_home_mark(computer)
-    assert "1 runs are not home yet" in computer.gpuops("down").failed(NotConfirmed)
+    assert "1 runs are not home yet" in computer.gpuops_here("down").failed(NotConfirmed)
     assert quick.state == "running"
 
 
@@ -397,7 +418,7 @@ def test_down_terminate_refuses_while_a_run_is_not_home_and_lists_it_and_discard
 def test_down_terminate_deletes_what_is_home_after_asking(computer: Computer) -> None:
     quick = quick_machine(computer)
     _train(computer)
-    computer.gpuops("down", "--terminate").failed(NotConfirmed)
+    computer.gpuops_here("down", "--terminate").failed(NotConfirmed)
     assert quick.state == "stopped"
     computer.gpuops_here("down", "--terminate", "-y").succeeded()
     assert quick.state == ""
@@ -413,16 +434,13 @@ def _written_state(quick: QuickMachine) -> str:
     return str(json.loads((quick.runs[-1] / "state.json").read_text())["state"])
 
 
-def _slow_rsync(computer: Computer, where: str) -> str:
-    """A PATH whose rsync crawls when its arguments have `where` in them; it says so by the file `slow`."""
-    folder = computer.folder / "bin"
-    folder.mkdir(parents=True)
-    real = shutil.which("rsync")
-    if real is None:
-        pytest.skip("there is no rsync here")
-    (folder / "rsync").write_text(
-        f'#!/bin/sh\ncase "$*" in *{where}*) touch {computer.folder}/slow; exec {real} --bwlimit=1 "$@" ;; esac\n'
-        f'exec {real} "$@"\n'
-    )
-    (folder / "rsync").chmod(0o755)
-    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+# Files that travel for longer than the grace time
+
+
+def test_a_machine_does_not_stop_under_a_slow_fetch_of_its_results(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    crawls = slow_rsync(computer, ":gpuops/runs/", kb_per_s=100)  # 3 s for the weights
+    ran = computer.gpuops("train", "digits", "-y", PATH=crawls, GPUOPS_GRACE_MINUTES="0.025")
+    assert "succeeded" in ran.succeeded()
+    assert quick.state == "stopped"
+    assert not quick.switched_itself_off

@@ -12,7 +12,7 @@ import click
 
 from gpuops import __version__
 from gpuops.cli import machines, runs, sandbox, screen
-from gpuops.errors import BadInput, Bug, GpuopsError
+from gpuops.errors import BadInput, Bug, GpuopsError, LocalTrouble
 
 _INTERRUPTED_EXIT_CODE = 130
 _READER_GONE_EXIT_CODE = 1  # as click has it
@@ -79,14 +79,30 @@ def _run(args: list[str]) -> int:
         _explain(error, as_json="--json" in args)
         _raise_in_debug(args)
         code = error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 0
     except click.UsageError as error:
         hint = f"{error.ctx.command_path} --help" if error.ctx else "gpuops --help"
+        if isinstance(error, click.NoSuchOption) and error.option_name in {"--sandbox", "--debug"}:
+            hint = f"Put it before the command: gpuops {error.option_name} …"
         _explain(BadInput(error.format_message(), next_step=hint), as_json="--json" in args)
         code = BadInput.exit_code
     except click.Abort:
+        screen.say("Interrupted. What runs, and what it costs: gpuops status", err=True)
         code = _INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
         raise
+    except OSError as error:
+        _raise_in_debug(args)
+        _explain(
+            LocalTrouble(
+                f"This computer refused: {error}.",
+                left_behind="It is not known what was left running: `gpuops status` shows it.",
+                next_step="Mend that (a full disk? permissions?), then type the command again.",
+            )
+        )
+        code = LocalTrouble.exit_code
     except Exception as error:
         _raise_in_debug(args)
         _explain(

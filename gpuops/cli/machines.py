@@ -79,11 +79,17 @@ def status(as_json: bool, **flags: object) -> None:
         )
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    short_help="A shell on the machine, or one command there.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @click.argument("name", required=False)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(name: str | None, command: tuple[str, ...]) -> None:
-    """Open a shell on the machine, or run COMMAND there and exit as it does."""
+    """Open a shell on the machine, or run COMMAND there and exit as it does.
+
+    COMMAND reaches the machine's shell as ssh sends it, its words joined by spaces: quote for that shell.
+    """
     from gpuops import workflow
 
     if not shutil.which("ssh"):
@@ -106,6 +112,8 @@ def down(terminate: bool, discard: bool, yes: bool, **flags: object) -> None:
     """Stop the machine and keep its disk."""
     from gpuops import workflow
 
+    if discard and not terminate:
+        raise click.UsageError("--discard goes with --terminate: a stopped machine keeps its disk.")
     with screen.Progress() as progress:
 
         def confirm(farewell: Farewell) -> None:
@@ -220,7 +228,8 @@ def _status_text(inventory: Inventory) -> str:
     known = sum(m.price_usd_per_hour or 0 for m in billing)
     unknown = sum(m.price_usd_per_hour is None for m in billing)
     total = f"Together ${known:.3f}/h" + (f", and {unknown} at an unknown price" if unknown else "") + "."
-    return f"{screen.columns(rows)}\n{total}"
+    notes = [f"{m.name}: {m.unusable}." for m in inventory.machines if m.unusable]
+    return "\n".join([screen.columns(rows), *notes, total])
 
 
 def _status_json(inventory: Inventory) -> str:
@@ -252,4 +261,4 @@ def _deadline(machine: Machine) -> str:
         return "-"
     from datetime import timedelta
 
-    return f"{(machine.launched_at + timedelta(hours=machine.max_hours)).astimezone():%a %H:%M}"
+    return f"{(machine.launched_at + timedelta(hours=machine.max_hours)).astimezone():%a %d %b %H:%M}"

@@ -11,6 +11,7 @@ import click
 from gpuops import cost
 from gpuops.cli import screen
 from gpuops.cli.machines import confirm_plan, machine_options, resolve
+from gpuops.errors import RunError
 
 if TYPE_CHECKING:
     from gpuops.runs import Run
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from gpuops.workflow import Finished
 
 _DETACHED_EXIT_CODE = 130
+# What the trainer knows by name; every other word is a place on this computer.
+_NAMED = ("digits", "imagenet")
 _AFTERWARDS = {
     "stop": "when the results are home, the machine is stopped (--keep leaves it running)",
     "terminate": "when the results are home, the machine is deleted",
@@ -25,12 +28,12 @@ _AFTERWARDS = {
 }
 
 
-@click.command()
+@click.command(short_help="Train, bring the results home, stop the machine.")
 @click.argument("recipe", required=False, default="digits")
 @click.option("--data", help="A folder of images (train/CLASS/*.jpg, valid/CLASS/*.jpg), or a built-in set: digits.")
 @click.option("--weights", help='Pretrained weights: a safetensors file, or "imagenet" for torchvision\'s own.')
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
-@click.option("--seed", type=int, help="The one seed of everything random. Default: the recipe's.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Default: the recipe's.")
 @click.option("--allow-cpu", is_flag=True, help="Train on the CPU where the machine has no usable GPU.")
 @click.option("--strict", is_flag=True, help="Refuse a data set with damaged images instead of leaving them out.")
 @click.option("--machine", "name", help="The machine's name. Default: fast-ai.")
@@ -73,12 +76,12 @@ def train(
                 tell=progress.tell,
                 show=progress.show,
             )
-    except KeyboardInterrupt:
-        _detached(settings)
+    except workflow.Detached as detached:
+        _detached(detached.run)
     _report(settings, finished)
 
 
-@click.command()
+@click.command(short_help="Follow a run again, and bring it home.")
 @click.argument("run_id", required=False, metavar="[RUN]")
 def attach(run_id: str | None) -> None:
     """Follow a run (the newest by default) to its end and bring it home."""
@@ -88,17 +91,17 @@ def attach(run_id: str | None) -> None:
     try:
         with screen.Progress() as progress:
             finished = workflow.attach(settings, run_id, tell=progress.tell, show=progress.show)
-    except KeyboardInterrupt:
-        _detached(settings)
+    except workflow.Detached as detached:
+        _detached(detached.run)
     _report(settings, finished)
 
 
-@click.command()
+@click.command(short_help="Bring runs home from the machine.")
 @click.argument("run_id", required=False, metavar="[RUN]")
 @click.option("--machine", "name", help="The machine's name. Default: fast-ai.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask before starting a stopped machine.")
 def pull(run_id: str | None, yes: bool, **flags: object) -> None:
-    """Bring a run home (all that aren't yet by default); a stopped machine is started for it and stopped again."""
+    """Bring a run home, or all of the machine's; a stopped machine is started for it and stopped again."""
     from gpuops import workflow
 
     settings = resolve(**flags)
@@ -109,12 +112,12 @@ def pull(run_id: str | None, yes: bool, **flags: object) -> None:
     for run in brought:
         screen.say(f"{run.id} is home, every file verified: {store.path(run.id)}")
     if not brought:
-        screen.say("Nothing to bring home: no ended run there that isn't home already.")
+        screen.say(f"Nothing to bring home from {settings.name}: no ended run there that isn't home already.")
 
 
 @click.command()
 def runs() -> None:
-    """List this computer's runs."""
+    """List this computer's runs, home or not."""
     from gpuops import results, workflow
 
     store = workflow.run_store(resolve())
@@ -125,28 +128,20 @@ def runs() -> None:
         state = outcome.state if home else f"on {run.machine}"
         accuracy = "-" if outcome.accuracy is None else f"{outcome.accuracy:.4f}"
         rows.append((run.id, run.recipe, run.machine, state, accuracy, str(store.path(run.id)) if home else "no"))
+    rows += [(path.name, "-", "-", "damaged", "-", str(path)) for path in store.damaged()]
     screen.say(screen.columns(rows) if len(rows) > 1 else "No runs yet: gpuops train")
 
 
 def _place(word: str) -> Path | str:
-    """A path when it looks like one or is there; otherwise a name (a built-in set, "imagenet")."""
-    path = Path(word).expanduser()
-    return path if "/" in word or word.startswith(".") or path.exists() or path.suffix else word
+    return word if word in _NAMED else Path(word).expanduser()
 
 
 def _rate(run: Run) -> str:
     return cost.rate(run.price_usd_per_hour)
 
 
-def _detached(settings: Settings) -> None:
-    """Ctrl-C: the run goes on where it is. Or nothing has started, and the machine has been stopped on the way out."""
-    from gpuops import workflow
-
-    newest = workflow.run_store(settings).all()[-1:]
-    if not newest or workflow.run_store(settings).is_home(newest[0].id):
-        screen.say("\nInterrupted before the run had started. See what runs: gpuops status", err=True)
-        sys.exit(_DETACHED_EXIT_CODE)
-    run = newest[0]
+def _detached(run: Run) -> None:
+    """Ctrl-C: the run goes on where it is."""
     screen.say(
         f"\nDetached: run {run.id} goes on, on {run.machine}, at {_rate(run)}.\n"
         f"The machine stops by itself {run.grace_minutes:g} minutes after the run's end, or at its deadline.\n"
@@ -174,5 +169,10 @@ def _report(settings: Settings, finished: Finished) -> None:
     if (folder / "out" / "weights.safetensors").exists():
         rows.append(("weights", str(folder / "out" / "weights.safetensors")))
     rows.append(("results", f"{folder} (every file verified)"))
+    if finished.still_bills:
+        rows.append(("bills", finished.still_bills))
+    if outcome.state != "succeeded":
+        rows.append(("next", f"read its log: {folder / 'log.txt'}"))
     screen.rows(rows)
-    sys.exit(outcome.exit_code or 0)
+    # A run that was interrupted has no exit code of its own, and it has not succeeded.
+    sys.exit(outcome.exit_code if outcome.exit_code is not None else RunError.exit_code)

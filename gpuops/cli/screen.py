@@ -96,7 +96,7 @@ def ask(question: str, *, yes: bool, flag: str = "-y") -> None:
     """Go on only with a yes. Raises `NotConfirmed` on a no, and where there is no one to ask."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise NotConfirmed(
             f"{question} There is no terminal to answer on.",
             left_behind="Nothing was changed.",
@@ -107,8 +107,15 @@ def ask(question: str, *, yes: bool, flag: str = "-y") -> None:
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows as aligned columns, the first row being the headings."""
+    """Rows as aligned columns, the first row being the headings; one block each on a terminal too narrow for that."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > shutil.get_terminal_size().columns:
+        headings, *others = rows
+        label_width = max(map(len, headings))
+        blocks = [
+            [f"{h.lower():<{label_width}}  {cell}" for h, cell in zip(headings, row, strict=True)] for row in others
+        ]
+        return "\n\n".join("\n".join(block) for block in blocks)
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

@@ -74,13 +74,14 @@ def reset(folder: Path) -> None:
     place = Folder(folder.resolve())
     if not place.root.is_dir():
         return
+    _refuse_others(place)
     with filelock.FileLock(place.command):
         _stop(place)
         for tree in (place.machines, place.home):
             shutil.rmtree(tree, ignore_errors=True)
             if tree.exists():
                 raise SandboxError(f"{tree} can't be deleted.", next_step=f"rm -rf {tree}")
-        for file in (place.announcement, place.log, place.aws_config, place.alive):
+        for file in (place.mark, place.announcement, place.log, place.aws_config, place.alive):
             file.unlink(missing_ok=True)
     place.command.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # files that are not ours stay, and so does the folder
@@ -118,10 +119,23 @@ def environment(folder: Path, cloud: Cloud) -> dict[str, str]:
 def _prepare(folder: Path) -> Folder:
     place = Folder(folder.resolve())
     try:
-        place.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_others(place)
+        place.mark.touch()
+        place.home.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise SandboxError(f"The sandbox's folder {folder} can't be made: {error}.") from error
     return place
+
+
+def _refuse_others(place: Folder) -> None:
+    """What is in a folder that the sandbox did not make is somebody's: nothing of it is overwritten or deleted."""
+    if not place.mark.exists() and any(place.root.iterdir()):
+        raise SandboxError(
+            f"{place.root} is not a sandbox's folder: it has files, and none of them is {place.mark.name}.",
+            left_behind="Nothing in it was touched.",
+            next_step="Name another folder, or none: unset GPUOPS_SANDBOX",
+        )
 
 
 def _refuse_missing_packages() -> None:

@@ -20,6 +20,11 @@ class Folder:
     root: Path
 
     @property
+    def mark(self) -> Path:
+        """Made together with the folder: only a folder that has it is the sandbox's to write in, and to delete."""
+        return self.root / "gpuops-sandbox"
+
+    @property
     def announcement(self) -> Path:
         """Where the running cloud says its address and process id."""
         return self.root / "cloud.json"

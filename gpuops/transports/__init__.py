@@ -34,7 +34,7 @@ class Result:
             return self
         error = RemoteCommandFailed(
             f"`{shown(self.argv)}` on {machine_name} exited with {self.exit_code}.\n{self.tail}".rstrip(),
-            next_step=f"Look around there: ssh {machine_name}",
+            next_step=f"Look around there: gpuops ssh {machine_name}",
         )
         error.result = self
         raise error

@@ -65,7 +65,7 @@ class Command:
         except paramiko.ChannelException as error:
             raise ConnectionFailed(
                 f"{self._machine.name} takes no further command on this line: {error.text}.",
-                next_step=f"See whether a new line works: ssh {self._machine.name} true",
+                next_step=f"See whether a new line works: gpuops ssh {self._machine.name} true",
             ) from error
         except _LINE_ERRORS as error:
             raise self._line_broke() from error
@@ -106,7 +106,7 @@ class Command:
         if self._timed_out:
             raise RemoteCommandFailed(
                 f"`{shown(self._argv)}` on {self._machine.name} was killed: it took over {self._timeout_s:g} s.",
-                next_step=f"See what the machine is busy with: ssh {self._machine.name} top -bn1",
+                next_step=f"See what the machine is busy with: gpuops ssh {self._machine.name} top -bn1",
             )
         if self._channel.exit_status == -1:
             # A dying line closes its channels a moment before it says that it is dead.

@@ -106,7 +106,7 @@ class SshTransport:
         if exit_code == _MISSING:
             raise RemoteFileMissing(
                 f"{self._machine.name} has no file {path}.",
-                next_step=f"See what is there: ssh {self._machine.name} ls -la {posixpath.dirname(path) or '.'}",
+                next_step=f"See what is there: gpuops ssh {self._machine.name} ls -la {posixpath.dirname(path) or '.'}",
             )
         # The person sees what was asked for, not the script that did it; here and below.
         _result(["read", path], exit_code, b"", command.stderr).checked(self._machine.name)
@@ -121,7 +121,7 @@ class SshTransport:
             raise DiskFull(
                 f"The disk of {self._machine.name} has no room for the {len(data):,} bytes of {path}.",
                 left_behind=f"{path} is as it was before.",
-                next_step=f"See what fills it: ssh {self._machine.name} 'df -h .; du -xh | sort -h | tail'",
+                next_step=f"See what fills it: gpuops ssh {self._machine.name} 'df -h .; du -xh | sort -h | tail'",
             )
         dataclasses.replace(result, argv=("write", path)).checked(self._machine.name)
 

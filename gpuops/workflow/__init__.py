@@ -7,9 +7,10 @@ itself, and this computer only once the results are home.
 from gpuops.workflow.farewell import Farewell, down
 from gpuops.workflow.machines import reach, status, up
 from gpuops.workflow.session import address_book, run_store
-from gpuops.workflow.training import Finished, attach, pull, train
+from gpuops.workflow.training import Detached, Finished, attach, pull, train
 
 __all__ = [
+    "Detached",
     "Farewell",
     "Finished",
     "address_book",

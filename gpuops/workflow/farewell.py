@@ -40,12 +40,12 @@ def down(
     """
     session = Session.open(settings, tell, clock)
     with session.locked():
-        machine = session.existing()
+        machine = lifecycle.existing(session.provider, settings.name)
         if not terminate:
             confirm(_look(session, machine, terminate=False))
             tell(f"Stopping {machine.name} ({machine.id})")
             return session.stop(machine)
-        if discard or machine.state is not State.STOPPED:
+        if discard or machine.unusable or machine.state is not State.STOPPED:
             return delete(session, machine, discard=discard, confirm=confirm)
         tell(f"Starting {machine.name} to look what is on its disk")
         with session.release() as release:
@@ -66,14 +66,12 @@ def delete(session: Session, machine: Machine, *, discard: bool, confirm: Callab
         )
     confirm(seen)
     session.tell(f"Terminating {machine.name} ({machine.id})")
-    machine = lifecycle.terminate(session.provider, machine, clock=session.clock)
-    session.book.update([machine])
-    return machine
+    return session.delete(machine)
 
 
 def _look(session: Session, machine: Machine, *, terminate: bool) -> Farewell:
-    seen, unseen = None, f"it is {machine.state.value}"
-    if machine.state is State.RUNNING:
+    seen, unseen = None, machine.unusable or f"it is {machine.state.value}"
+    if machine.state is State.RUNNING and not machine.unusable:
         try:
             session.admit(machine)
             with session.line(machine) as line:

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from gpuops import host_keys, lifecycle, providers, transports
+from gpuops import cost, host_keys, lifecycle, providers, transports
+from gpuops.errors import GpuopsError, SshConfigError
 from gpuops.launches import LaunchRecords
 from gpuops.lifecycle import Clock, Plan, Release, Tell
 from gpuops.machine import Machine, State
@@ -57,8 +58,8 @@ class Session:
         return replace(self, settings=replace(self.settings, name=name))
 
     def existing(self) -> Machine:
-        """The machine. Raises `UnknownMachine`."""
-        return lifecycle.existing(self.provider, self.settings.name)
+        """The machine. Raises `UnknownMachine`, and `StateError` for one that is not labelled as ours are."""
+        return lifecycle.usable(lifecycle.existing(self.provider, self.settings.name))
 
     def line(self, machine: Machine) -> Transport:
         return transports.open(machine, identity_file=host_keys.client_key(self.settings.keys))
@@ -83,8 +84,17 @@ class Session:
         return machine
 
     def stop(self, machine: Machine) -> Machine:
-        machine = lifecycle.stop(self.provider, machine, clock=self.clock)
-        self.book.update([machine])
+        return self._noted(lifecycle.stop(self.provider, machine, clock=self.clock))
+
+    def delete(self, machine: Machine) -> Machine:
+        return self._noted(lifecycle.terminate(self.provider, machine, clock=self.clock))
+
+    def _noted(self, machine: Machine) -> Machine:
+        try:
+            self.book.update([machine])
+        except SshConfigError as error:
+            error.left_behind = f"{machine.name} is {machine.state.value}: {cost.per_hour(machine)}."
+            raise
         return machine
 
     def release(self) -> Release:
@@ -121,6 +131,11 @@ class Session:
                     self.admit(machine)
                 else:
                     machine = lifecycle.launch(self.provider, plan, records, key, release, client_key=client_key)
-                machine = self.wait(machine)
-                records.clear(key)
-                yield machine, release
+                try:
+                    machine = self.wait(machine)
+                    records.clear(key)
+                    yield machine, release
+                except GpuopsError as error:
+                    if release.kept and not error.left_behind:
+                        error.left_behind = f"{machine.name} is left as it was: running, at {cost.per_hour(machine)}."
+                    raise

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from datetime import timezone
 
 from gpuops import cost, disk, jobs, results
-from gpuops.errors import MachineUnreachable, ResultsNotHome, StateError, UnknownRun
+from gpuops.errors import (
+    Busy,
+    GpuopsError,
+    MachineUnreachable,
+    ResultsNotHome,
+    StateError,
+    UnknownRun,
+    VendorUnreachable,
+)
 from gpuops.jobs import Training
 from gpuops.lifecycle import Clock, Tell
 from gpuops.machine import Machine, State
@@ -27,11 +35,23 @@ _UNDER_WAY = {"starting", "running"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A run that has ended and is home. `cost_usd` is what the machine's hours cost from its start until now."""
+    """A run that has ended and is home. `cost_usd` is what the machine's hours cost from its start until now.
+
+    `still_bills` says why the machine was not released, and what it costs; "" where it was.
+    """
 
     run: Run
     outcome: Outcome
     cost_usd: float | None
+    still_bills: str = ""
+
+
+class Detached(KeyboardInterrupt):
+    """Ctrl-C while a run was followed: the run goes on, and its machine sees to itself."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
 
 
 def train(
@@ -87,6 +107,7 @@ def attach(settings: Settings, run_id: str | None, *, tell: Tell, show: Show, cl
     run = _known_run(session, run_id)
     folder = session.store.path(run.id)
     if session.store.is_home(run.id):
+        results.verify(folder)
         show((folder / "log.txt").read_bytes())
         return Finished(run=run, outcome=results.outcome(folder), cost_usd=None)
     session = session.about(run.machine)
@@ -105,35 +126,35 @@ def attach(settings: Settings, run_id: str | None, *, tell: Tell, show: Show, cl
 def pull(
     settings: Settings, run_id: str | None, *, confirm: Confirm, tell: Tell, clock: Clock = REAL_CLOCK
 ) -> list[Run]:
-    """Bring home the ended runs of the machine that are not home yet: the one named, or all of them.
+    """Bring home the ended runs of the machine that are not home whole: the one named, or all of them.
 
-    A stopped machine is started for it, and stopped again.
+    A stopped machine is started for it, and stopped again. Raises `UnknownRun`.
     """
     session = Session.open(settings, tell, clock)
     if run_id is not None:
         with contextlib.suppress(UnknownRun):  # another computer may have started it
             run = session.store.find(run_id)
             run_id, session = run.id, session.about(run.machine)
-    was = session.existing()
     brought: list[Run] = []
     with session.raised(confirm, launch=False) as (machine, release):
         with session.line(machine) as line:
             jobs.claim(line)
             route = session.route(line, machine)
-            for entry in jobs.on_machine(line, "python3"):
-                there = str(entry["id"])
-                if run_id not in {None, there}:
-                    continue
-                if entry["state"] in _UNDER_WAY:
+            states = {str(entry["id"]): entry["state"] for entry in jobs.on_machine(line, "python3")}
+            wanted = [there for there in states if run_id is None or there.startswith(run_id)]
+            if run_id is not None and not wanted:
+                raise UnknownRun(run_id, states)
+            for there in wanted:
+                if states[there] in _UNDER_WAY:
                     tell(f"Run {there} is still going on: gpuops attach {there}")
                 elif not disk.is_home(line, there, session.store) and (found := jobs.adopt(line, there, session.store)):
                     tell(f"Bringing {there} home")
                     jobs.collect(route, found, session.store, clock.now())
                     brought.append(found)
-        release.keep()
-    if was.state is not State.RUNNING:
-        tell(f"Stopping {machine.name} again")
-        session.stop(machine)
+        if not release.kept:
+            tell(f"Stopping {machine.name} again")
+            session.stop(machine)
+            release.keep()
     return brought
 
 
@@ -156,42 +177,75 @@ def _known_run(session: Session, run_id: str | None) -> Run:
 
 
 def _finish(session: Session, machine: Machine, run: Run, show: Show) -> Finished:
-    """Follow to the end, across lost lines; collect; and do with the machine what the run was started with."""
+    """Follow to the end; bring home; and do with the machine what the run was started with. Raises `Detached`."""
+    try:
+        machine, outcome, others = _followed(session, machine, run, show)
+    except KeyboardInterrupt as interrupt:
+        raise Detached(run) from interrupt
+    except GpuopsError as error:
+        error.left_behind = error.left_behind or (
+            f"Run {run.id} goes on if it has not ended, on {machine.name}, at {cost.rate(run.price_usd_per_hour)}; "
+            f"{run.grace_minutes:g} minutes after its end, or at its deadline, the machine stops by itself."
+        )
+        error.next_step = error.next_step or f"gpuops attach {run.id}"
+        raise
+    still_bills = f"{machine.name} is left running, at {cost.per_hour(machine)}"
+    if others:
+        still_bills += f": run {others[0]} is going on there"
+    elif run.then != "keep":
+        try:
+            with session.locked():
+                _release(session, machine, run)
+            still_bills = ""
+        except Busy:
+            still_bills += ": another gpuops command is at work on it. It stops by itself, or with `gpuops down`"
+    return Finished(
+        run=run,
+        outcome=outcome,
+        cost_usd=cost.session_usd(machine, session.clock.now()),
+        still_bills=still_bills,
+    )
+
+
+def _followed(session: Session, machine: Machine, run: Run, show: Show) -> tuple[Machine, Outcome, list[object]]:
+    """The machine as it is now, how the run ended, and other runs that are going on there; across lost lines."""
     deadline = session.clock.monotonic() + _LOST_LINE_S
     while True:
         try:
             with session.line(machine) as line:
                 deadline = session.clock.monotonic() + _LOST_LINE_S
-                with (session.store.path(run.id) / "log.txt").open("ab") as log:
+                with results.open_log(session.store.path(run.id)) as log:
                     jobs.follow(line, run, log, show)
                 if jobs.state(line, run).state in _UNDER_WAY:
                     raise MachineUnreachable(f"The line to {machine.name} broke.")
                 session.tell("Bringing the results home")
                 outcome = jobs.collect(session.route(line, machine), run, session.store, session.clock.now())
                 others = [entry["id"] for entry in jobs.on_machine(line, run.python) if entry["state"] in _UNDER_WAY]
-            break
-        except MachineUnreachable as error:
-            machine = session.provider.refresh(machine)
-            if machine.state in {State.STOPPING, State.STOPPED} or not machine.state.exists:
-                raise StateError(
-                    f"{machine.name} is {machine.state.value}: it went away while run {run.id} was being followed.",
-                    left_behind="What the run had written is on its disk; the machine no longer bills by the hour.",
-                    next_step=f"gpuops pull {run.id}",
-                ) from error
+                return machine, outcome, others
+        except (MachineUnreachable, VendorUnreachable) as error:
+            # A closed lid or a network that is away cuts both the line and the way to the provider.
             if session.clock.monotonic() > deadline:
-                error.left_behind = f"Run {run.id} may go on; the machine stops by itself after it."
                 error.next_step = f"gpuops attach {run.id}"
                 raise
-            session.tell("The line was lost; trying again")
-            session.book.update([machine])
-            session.admit(machine)
-            session.clock.sleep(1.0)
-    if others:
-        session.tell(f"Run {others[0]} is going on there: {machine.name} is left running")
-    elif run.then != "keep":
-        with session.locked():
-            _release(session, machine, run)
-    return Finished(run=run, outcome=outcome, cost_usd=cost.session_usd(machine, session.clock.now()))
+        session.tell("The line was lost; trying again")
+        session.clock.sleep(1.0)
+        with contextlib.suppress(VendorUnreachable):
+            machine = _looked_up_again(session, machine, run)
+
+
+def _looked_up_again(session: Session, machine: Machine, run: Run) -> Machine:
+    """Where the machine is now. Raises `StateError` where it has stopped."""
+    machine = session.provider.refresh(machine)
+    if machine.state in {State.STOPPING, State.STOPPED} or not machine.state.exists:
+        raise StateError(
+            f"{machine.name} is {machine.state.value}: it went away while run {run.id} was being followed.",
+            left_behind="What the run had written is on its disk; the machine no longer bills by the hour.",
+            next_step=f"gpuops pull {run.id}",
+        )
+    if machine.ssh:
+        session.book.update([machine])
+        session.admit(machine)
+    return machine
 
 
 def _release(session: Session, machine: Machine, run: Run) -> None:

@@ -15,7 +15,6 @@ from gpuops import providers
 from gpuops.errors import (
     BadSetting,
     GpuopsError,
-    NewerFormat,
     NoCapacity,
     NoCredentials,
     NotPermitted,
@@ -203,11 +202,38 @@ def test_a_region_that_aws_does_not_have_is_answered_with_the_closest(computer: 
         Aws(computer.settings(region="us-wset-2"))
 
 
-def test_a_machine_of_a_newer_gpuops_is_not_managed(account: Account) -> None:
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("gpuops:format", "2"),
+        ("gpuops:format", "x"),
+        ("gpuops:user", "ubuntu\n    ProxyCommand touch /tmp/here"),
+        ("gpuops:user", ""),
+        ("gpuops:ssh-port", "99999"),
+        ("gpuops:host-key", "junk"),
+        ("gpuops:disk-gb", "x"),
+        ("gpuops:max-hours", "nan"),
+    ],
+)
+def test_a_machine_whose_tags_are_not_ours_is_shown_with_its_price_and_never_reached(
+    account: Account, tag: str, value: str
+) -> None:
     machine = account.launched()
-    account.cloud.client().create_tags(Resources=[machine.id], Tags=[{"Key": "gpuops:format", "Value": "2"}])
-    with pytest.raises(NewerFormat, match=account.name):
-        account.provider.refresh(machine)
+    account.cloud.client().create_tags(Resources=[machine.id], Tags=[{"Key": tag, "Value": value}])
+    [shown] = [m for m in account.provider.machines().machines if m.id == machine.id]
+    assert (shown.name, shown.price_usd_per_hour) == (account.name, machine.price_usd_per_hour)
+    assert shown.state.bills
+    assert shown.unusable
+    assert (shown.ssh, shown.host_key) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["*", "a\nHost github.com", "localhost", "fast-ai-jupyter", ""])
+def test_a_machine_that_was_given_another_name_bears_its_id(account: Account, name: str) -> None:
+    machine = account.launched()
+    account.cloud.client().create_tags(Resources=[machine.id], Tags=[{"Key": "gpuops:name", "Value": name}])
+    [shown] = [m for m in account.provider.machines().machines if m.id == machine.id]
+    assert shown.name == machine.id
+    assert shown.unusable
 
 
 class _Address(BaseHTTPRequestHandler):
