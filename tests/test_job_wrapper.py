@@ -74,9 +74,9 @@ class Box:
         return dict(json.loads(self.ask("state", folder)))
 
     def running(self, folder: Path) -> subprocess.Popen[bytes]:
-        """The wrapper of a job that has said something."""
+        """The wrapper of a job that runs and has said something."""
         process = self.start("run", folder)
-        until(lambda: b"\n" in _log(folder), "the job says something")
+        until(lambda: b"\n" in _log(folder) and _written(folder)["state"] == "running", "the job says something")
         return process
 
 

@@ -131,13 +131,6 @@ def test_a_machine_without_a_gpu_does_not_train_on_its_cpu_and_is_stopped(the_cl
 # What becomes of the machine
 
 
-def test_the_job_runs_in_the_interpreter_that_was_found_on_the_machine(computer: Computer) -> None:
-    quick = quick_machine(computer)
-    run = _train(computer).run
-    assert run.python == run.argv[0] == str(quick.python)
-    assert quick.state == "stopped"
-
-
 def test_a_data_folder_and_weights_go_along_whatever_they_are_called(computer: Computer, tmp_path: Path) -> None:
     quick = quick_machine(computer)
     names = ("cats/1.jpg", 'dogs/-it\'s "2".jpg', ".hidden")
@@ -155,9 +148,11 @@ def test_a_data_folder_and_weights_go_along_whatever_they_are_called(computer: C
     assert finished.outcome.state == "succeeded"
 
 
-def test_keep_leaves_the_machine_running(computer: Computer) -> None:
+def test_keep_leaves_the_machine_running_on_whose_own_interpreter_the_job_ran(computer: Computer) -> None:
     quick = quick_machine(computer)
-    assert _train(computer, then="keep").outcome.state == "succeeded"
+    finished = _train(computer, then="keep")
+    assert finished.outcome.state == "succeeded"
+    assert finished.run.python == finished.run.argv[0] == str(quick.python)
     assert quick.state == "running"
 
 
@@ -168,20 +163,17 @@ def test_terminate_deletes_the_machine_once_everything_is_home(computer: Compute
     assert results.verify(_store(computer).path(finished.run.id)) > 5
 
 
-def test_terminate_becomes_stop_when_files_in_the_home_folder_are_nowhere_else(computer: Computer) -> None:
-    quick = quick_machine(computer)
-    (quick.home / "notes.ipynb").write_text("mine")
-    assert _train(computer, then="terminate").outcome.state == "succeeded"
-    assert quick.state == "stopped"
-    assert any("notes.ipynb" in step and step.endswith("It is stopped instead") for step in computer.told)
-
-
-def test_terminate_becomes_stop_when_an_earlier_run_is_not_home(mine: Computer, other: Computer) -> None:
+def test_terminate_becomes_stop_when_an_earlier_run_or_a_file_in_the_home_folder_is_nowhere_else(
+    mine: Computer, other: Computer
+) -> None:
     quick = quick_machine(other)
     theirs = _train(other, then="keep").run
-    _train(mine, then="terminate")
+    (quick.home / "notes.ipynb").write_text("mine")
+    assert _train(mine, then="terminate").outcome.state == "succeeded"
     assert quick.state == "stopped"
-    assert any(theirs.id in step and step.endswith("It is stopped instead") for step in mine.told)
+    [why] = [step for step in mine.told if step.endswith("It is stopped instead")]
+    assert theirs.id in why
+    assert "notes.ipynb" in why
 
 
 # Detached and attached again
@@ -226,31 +218,10 @@ def test_ctrl_c_before_the_run_has_started_stops_the_machine(computer: Computer)
     assert _store(computer).all() == []
 
 
-def test_attach_on_another_computer_follows_the_run_and_brings_it_home_there(mine: Computer, other: Computer) -> None:
-    quick = quick_machine(mine)
-    _training_alone(mine, quick)
-    quick.let_go()
-    finished = _attach(other)
-    assert finished.outcome.state == "succeeded"
-    assert _store(other).is_home(finished.run.id)
-    assert _logs_are_equal(other, quick)
-    assert quick.state == "stopped"
-
-
-def test_attach_to_a_run_that_is_home_shows_its_log_again_and_to_an_unknown_one_is_refused(computer: Computer) -> None:
-    quick_machine(computer)
-    run = _train(computer).run
-    shown: list[bytes] = []
-    _attach(computer, run.id[:-2], show=shown.append)
-    assert b"".join(shown) == b"epoch 1\nepoch 2\n"
-    with pytest.raises(UnknownRun, match="There is no run 'nonsense'"):
-        _attach(computer, "nonsense")
-
-
 # One machine, one job
 
 
-def test_a_second_train_is_refused_while_one_is_going_on_and_the_first_is_unharmed(
+def test_a_second_train_is_refused_while_one_is_going_on_which_is_unharmed_and_may_be_attached_to_from_there(
     mine: Computer, other: Computer
 ) -> None:
     quick = quick_machine(mine)
@@ -258,9 +229,14 @@ def test_a_second_train_is_refused_while_one_is_going_on_and_the_first_is_unharm
     with pytest.raises(JobRunning, match=first.id) as refused:
         _train(other)
     assert refused.value.next_step == f"gpuops attach {first.id}"
+    ran = other.gpuops_here("pull", "-y")
+    assert "Nothing to bring home" in ran.succeeded()
+    assert f"Run {first.id} is still going on: gpuops attach {first.id}" in " ".join(ran.stderr.split())
     assert (quick.state, len(quick.runs)) == ("running", 1)
     quick.let_go()
-    assert _attach(mine).outcome.state == "succeeded"
+    assert _attach(other).outcome.state == "succeeded"
+    assert _store(other).is_home(first.id)
+    assert _logs_are_equal(other, quick)
     assert quick.state == "stopped"
 
 
@@ -321,22 +297,22 @@ def test_another_computer_brings_every_run_home_that_it_knows_nothing_of(mine: C
     assert quick.state == "running"  # as it was
 
 
-def test_pull_mends_a_run_whose_copy_at_home_was_damaged(computer: Computer) -> None:
+def test_a_run_that_is_home_is_shown_again_and_mended_when_its_copy_was_damaged(computer: Computer) -> None:
     quick_machine(computer)
-    run = _train(computer).run
-    weights = _store(computer).path(run.id) / "out" / "weights.safetensors"
+    run = _train(computer, then="keep").run
+    shown: list[bytes] = []
+    _attach(computer, run.id[:-2], show=shown.append)
+    assert b"".join(shown) == b"epoch 1\nepoch 2\n"
+    with pytest.raises(UnknownRun, match="There is no run 'nonsense'"):
+        _attach(computer, "nonsense")
+
+    home = _store(computer).path(run.id)
+    row = computer.gpuops_here("runs").succeeded().splitlines()[1].split()
+    assert row[:2] + row[-3:] == [run.id, "digits", "succeeded", "0.9000", str(home)]
+    weights = home / "out" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert run.id in computer.gpuops_here("pull", "-y").succeeded()
-    assert results.verify(_store(computer).path(run.id)) > 5
-
-
-def test_pull_leaves_a_machine_running_that_ran_and_a_run_going_on_that_goes_on(computer: Computer) -> None:
-    quick = quick_machine(computer)
-    run = _training_alone(computer, quick)
-    ran = computer.gpuops_here("pull", "-y")
-    assert "Nothing to bring home" in ran.succeeded()
-    assert f"Run {run.id} is still going on: gpuops attach {run.id}" in " ".join(ran.stderr.split())
-    assert quick.state == "running"
+    assert results.verify(home) > 5
 
 
 def test_pull_before_a_stopped_machine_is_started_needs_a_yes(computer: Computer) -> None:
@@ -345,15 +321,12 @@ def test_pull_before_a_stopped_machine_is_started_needs_a_yes(computer: Computer
     assert quick.state == "stopped"
 
 
-def test_runs_lists_what_is_home_and_what_is_not(computer: Computer) -> None:
+def test_runs_tells_what_is_not_home(computer: Computer) -> None:
     assert "No runs yet" in computer.gpuops_here("runs").succeeded()
-    quick_machine(computer)
-    first, second = (_train(computer, then="keep").run for _ in range(2))
-    (_store(computer).path(second.id) / "home.json").unlink()
-    rows = [line.split() for line in computer.gpuops_here("runs").succeeded().splitlines()[1:]]
-    home = str(_store(computer).path(first.id))
-    assert rows[0][:2] + rows[0][-3:] == [first.id, "digits", "succeeded", "0.9000", home]
-    assert rows[1] == [second.id, "digits", computer.name, "on", computer.name, "0.9000", "no"]
+    quick = quick_machine(computer)
+    run = _training_alone(computer, quick)
+    row = computer.gpuops_here("runs").succeeded().splitlines()[1].split()
+    assert row == [run.id, "digits", computer.name, "on", computer.name, "-", "no"]
 
 
 # Down

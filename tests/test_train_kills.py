@@ -69,7 +69,7 @@ def test_killed_right_after_the_launch(mine: Computer, other: Computer) -> None:
 
 
 def test_killed_while_it_ships(mine: Computer, other: Computer, tmp_path: Path) -> None:
-    quick = quick_machine(mine, max_hours=10 / 3600)
+    quick = quick_machine(mine, max_hours=8 / 3600)
     (tmp_path / "photos").mkdir()
     for number in range(200):
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(bytes(1000))
