@@ -10,10 +10,21 @@ from gpuops.runs import RunStore
 from gpuops.transports import Transport
 
 _SHOWN_AT_MOST = 200
-# cloud-init writes authorized_keys at the first boot: what is newer was made by the person, or by a run.
+# cloud-init writes authorized_keys at the first boot: what is newer was made by the person, by a run, or by us.
+_NOT_THE_PERSONS = (
+    "./.cache/*",
+    "./.ssh/*",
+    "./gpuops/bin/*",
+    "./gpuops/data/*",
+    "./gpuops/trainer/*",
+    "./gpuops/job.lock",
+    "./gpuops/in-use",
+    "./gpuops/runs/[0-9]*T[0-9]*-[0-9a-f]*/*",
+)
 _CHANGED = (
-    'find . -type f -newer .ssh/authorized_keys -not -path "./gpuops/*" -not -path "./.cache/*" -not -path "./.ssh/*" '
-    f"2>/dev/null | head -n {_SHOWN_AT_MOST}"
+    "find . -type f -newer .ssh/authorized_keys "
+    + " ".join(f"-not -path '{pattern}'" for pattern in _NOT_THE_PERSONS)
+    + f" 2>/dev/null | head -n {_SHOWN_AT_MOST}"
 )
 
 

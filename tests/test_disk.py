@@ -142,12 +142,13 @@ def test_a_run_that_never_arrived_whole_and_one_that_another_computer_made_are_n
 def test_files_made_since_the_first_boot_are_named_but_not_what_gpuops_and_caches_hold(
     line: SshTransport, store: RunStore, machine: machines.Machine
 ) -> None:
-    for name in ("notes.ipynb", "deep/er/it's.txt", ".hidden", "gpuops/data/1.jpg", ".cache/torch/x", ".ssh/config"):
+    mine = [".hidden", "deep/er/it's.txt", "gpuops/mine.txt", "gpuops/runs/old/notes.txt", "notes.ipynb"]
+    for name in (*mine, "gpuops/data/photos/1.jpg", f"gpuops/runs/{_ID}/log.txt", ".cache/torch/x", ".ssh/config"):
         (machine.home / name).parent.mkdir(parents=True, exist_ok=True)
         (machine.home / name).write_text("")
     (machine.home / "of-the-image").write_text("")
     os.utime(machine.home / "of-the-image", (1_500_000_000, 1_500_000_000))
-    assert sorted(disk.look(line, store).changed) == [".hidden", "deep/er/it's.txt", "notes.ipynb"]
+    assert sorted(disk.look(line, store).changed) == mine
 
 
 def test_of_very_many_files_two_hundred_are_named(
