@@ -7,12 +7,16 @@ from pathlib import Path
 
 import click
 
+from gpuops.cli import screen
+
 
 def enter() -> None:
     """Point this process at the sandbox, started if need be. Everything after this sees an ordinary environment."""
     from gpuops import sandbox
 
     folder = _folder()
+    if sandbox.was_cut_off(folder):
+        screen.say("The sandbox had ended without `gpuops sandbox stop`; its machines are gone with it.", err=True)
     os.environ.update(sandbox.environment(folder, sandbox.start(folder)))
 
 

@@ -26,7 +26,7 @@ import filelock
 from gpuops.errors import SandboxError
 from gpuops.sandbox.folder import Folder
 
-__all__ = ["Cloud", "environment", "reset", "start", "status", "stop"]
+__all__ = ["Cloud", "environment", "reset", "start", "status", "stop", "was_cut_off"]
 
 _READY_WITHIN_S = 60.0
 _STOPPED_WITHIN_S = 15.0
@@ -53,6 +53,12 @@ def start(folder: Path, *, boot_seconds: float = 1.0, python: Path | None = None
     place = _prepare(folder)
     with filelock.FileLock(place.command):
         return _running(place) or _start(place, boot_seconds, python or Path(sys.executable))
+
+
+def was_cut_off(folder: Path) -> bool:
+    """Whether its last cloud ended without `stop`, and took its machines with it: no real cloud does that."""
+    place = Folder(folder.resolve())
+    return place.announcement.exists() and _running(place) is None
 
 
 def stop(folder: Path) -> None:

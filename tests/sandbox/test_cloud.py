@@ -187,6 +187,16 @@ def test_the_first_calls_are_as_quick_as_any(cloud: sandbox.Cloud) -> None:
     client.close()
 
 
+def test_a_cloud_that_was_cut_off_is_known_to_have_been_until_another_one_runs(folder: Path) -> None:
+    assert not sandbox.was_cut_off(folder)
+    leave_announcement(folder)
+    assert sandbox.was_cut_off(folder)
+    sandbox.start(folder, boot_seconds=0.1)
+    assert not sandbox.was_cut_off(folder)
+    sandbox.stop(folder)
+    assert not sandbox.was_cut_off(folder)
+
+
 def test_a_folder_with_somebodys_files_is_neither_used_nor_deleted(tmp_path: Path) -> None:
     for name in ("home", "machines"):
         (tmp_path / name).mkdir()
