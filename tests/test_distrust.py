@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,3 +138,42 @@ def test_a_second_ctrl_c_while_a_machine_is_being_stopped_says_that_it_may_still
         raise NotConfirmed("no")
     assert told[-1] == f"{machine.name} may still be running, and billing: see `gpuops status`"
     until(lambda: computer.cloud.states(machine.name) == ["stopped"], "the stop that was asked for is carried out")
+
+
+def _cut_lines_to(host: str) -> None:
+    """As a network that goes away: every connection of this process to that address ends in the middle."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as connection:
+            if connection.getpeername()[0] == host:
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds its own connections in /proc")
+def test_a_network_that_goes_away_while_a_run_is_followed_loses_none_of_it(computer: Computer) -> None:
+    quick = quick_machine(computer)
+    quick.hold()
+    assert quick.machine.ssh
+    host = quick.machine.ssh.host
+    shown: list[bytes] = []
+
+    def lose_the_network_once(output: bytes) -> None:
+        shown.append(output)
+        if len(shown) == 1:
+            # Neither the machine nor the provider can be reached for a while, as with a closed lid.
+            computer.cloud.add_faults({"action": "DescribeInstances", "code": "Unavailable", "status": 503, "times": 3})
+            _cut_lines_to(host)
+            quick.let_go()
+
+    finished = workflow.train(
+        computer.settings(types="p2.xlarge"),
+        Training(recipe=jobs.recipe_file("digits"), data="digits"),
+        then="stop",
+        confirm=agree,
+        tell=computer.told.append,
+        show=lose_the_network_once,
+        clock=quick_clock(),
+    )
+    assert "The line was lost; trying again" in computer.told
+    assert finished.outcome.state == "succeeded"
+    assert b"".join(shown) == b"epoch 1\nepoch 2\n" == (quick.runs[-1] / "log.txt").read_bytes()
+    assert quick.state == "stopped"
