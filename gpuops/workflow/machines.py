@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 from gpuops import providers
-from gpuops.errors import StateError
+from gpuops.errors import StateError, VendorUnreachable
 from gpuops.lifecycle import Clock, Tell
 from gpuops.machine import Inventory, Machine, State
 from gpuops.settings import Settings
@@ -47,5 +48,6 @@ def reach(settings: Settings) -> tuple[Machine, Path]:
             left_behind="Nothing was changed.",
             next_step=f"gpuops up {machine.name}",
         )
-    session.admit(machine)
+    with contextlib.suppress(VendorUnreachable):  # ssh may be open to this computer all the same
+        session.admit(machine)
     return machine, session.book.path
