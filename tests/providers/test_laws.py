@@ -128,7 +128,9 @@ def test_when_the_regions_cannot_be_listed_it_is_an_error_and_not_an_empty_list(
 def test_preparing_makes_no_machine_and_nothing_twice(account: Account) -> None:
     first, second = account.prepared(), account.prepared()
     assert account.cloud.instances(account.name) == []
-    assert account.cloud.client().describe_volumes()["Volumes"] == []
+    # By name: the volume of an earlier test's machine may still be going.
+    ours = [{"Name": "tag:gpuops:name", "Values": [account.name]}]
+    assert account.cloud.client().describe_volumes(Filters=ours)["Volumes"] == []
     assert first.request["SecurityGroupIds"] == second.request["SecurityGroupIds"]
     groups = account.cloud.client().describe_security_groups(Filters=[{"Name": "group-name", "Values": ["gpuops"]}])
     assert len(groups["SecurityGroups"]) == 1
