@@ -6,7 +6,8 @@ GpuopsError
 │   └── BadName, BadSetting, BadData, NewerFormat
 ├── NoCredentials        65  the provider doesn't know who is asking
 ├── ProviderError        66  the vendor refused, or did not answer
-│   └── NothingOffered, NoCapacity, NotPermitted, TokenSpent, VendorUnreachable
+│   ├── NothingOffered, NotPermitted, RegionNotEnabled, BadImage, NoNetwork, TokenSpent
+│   └── VendorUnreachable, Throttled
 ├── AmbiguousMachine     67  several machines bear one name
 ├── StateError           68  the machine is in no state for this, or was too slow to reach one
 ├── ConnectionFailed     69  ssh did not work out
@@ -20,6 +21,9 @@ GpuopsError
 ├── SandboxError         74  the sandbox can't do that
 ├── Busy                 75  another gpuops command holds this machine
 ├── LocalTrouble         76  this computer's disk or permissions are in the way
+├── NoCapacity           77  there is no room for such a machine now, or none for this account
+│   └── UnsupportedType, QuotaExceeded
+├── OverLimit            78  it would cost more than the person allowed
 └── Bug                  79  gpuops itself is at fault
 """
 
@@ -134,12 +138,24 @@ class NothingOffered(ProviderError):
     id = "nothing-offered"
 
 
-class NoCapacity(ProviderError):
-    id = "no-capacity"
-
-
 class NotPermitted(ProviderError):
     id = "not-permitted"
+
+
+class RegionNotEnabled(ProviderError):
+    """The account has not opted in to this region."""
+
+    id = "region-not-enabled"
+
+
+class BadImage(ProviderError):
+    id = "bad-image"
+
+
+class NoNetwork(ProviderError):
+    """The network that the machine would be in is missing, or has no way out."""
+
+    id = "no-network"
 
 
 class TokenSpent(ProviderError):
@@ -149,7 +165,15 @@ class TokenSpent(ProviderError):
 
 
 class VendorUnreachable(ProviderError):
+    """It is not known whether the call was carried out."""
+
     id = "vendor-unreachable"
+
+
+class Throttled(VendorUnreachable):
+    """Too many calls; this one was not carried out."""
+
+    id = "throttled"
 
 
 class AmbiguousMachine(GpuopsError):
@@ -248,6 +272,29 @@ class Busy(GpuopsError):
 class LocalTrouble(GpuopsError):
     exit_code = 76
     id = "local-trouble"
+
+
+class NoCapacity(GpuopsError):
+    """No room; `scope` says what else needs not be tried: this "zone", this "type", or everything with its "quota"."""
+
+    exit_code = 77
+    id = "no-capacity"
+    scope: str = "zone"
+
+
+class UnsupportedType(NoCapacity):
+    id = "unsupported-type"
+    scope = "type"
+
+
+class QuotaExceeded(NoCapacity):
+    id = "quota-exceeded"
+    scope = "quota"
+
+
+class OverLimit(GpuopsError):
+    exit_code = 78
+    id = "over-limit"
 
 
 class Bug(GpuopsError):

@@ -47,6 +47,7 @@ class Trait(enum.Enum):
     TAGS = "tags"
     USER_DATA = "user-data"
     KNOWN_HOST_KEY = "known-host-key"
+    INTRODUCTION = "introduction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,24 +62,38 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What the person asked for; everything left open is the provider's to choose.
+    """What the person asked for; everything left open ("" or None) is the provider's to choose.
 
     `types` are tried in order; empty means the provider's own order of preference. `max_hours` is how long the
-    machine runs before it stops by itself, counted anew from every boot.
+    machine runs before it stops by itself, counted anew from every boot. `image` replaces the image that goes with a
+    type, `user` is its login. `authorized_keys` are public keys of other computers that the machine admits from its
+    first boot. `for_training` leaves out what can't run the trainer.
     """
 
     name: str
     region: str
     types: tuple[str, ...] = ()
+    image: str = ""
+    user: str = "ubuntu"
+    vpc: str = ""
+    subnet: str = ""
     disk_gb: int = 100
+    disk_type: str = "gp3"
     max_hours: float = 12.0
+    max_usd_per_hour: float | None = None
     admit: str = "auto"
+    authorized_keys: tuple[str, ...] = ()
     ssh_port: int = 22
+    for_training: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """One way to fulfil a wish: a type in a zone with an image, and its price. `zone` None lets the vendor choose."""
+    """One way to fulfil a wish: a type in a zone with an image, and its price.
+
+    `zone` None lets the vendor choose. `price_from` says where the price is from and of when ("AWS, 2026-11-24").
+    `unfit` says why the trainer can't run there, "" where nothing is known against it.
+    """
 
     type: str
     region: str
@@ -91,8 +106,16 @@ class Offer:
     disk_gb: int
     price_usd_per_hour: float | None
     disk_usd_per_month: float | None
+    disk_type: str = "gp3"
+    price_from: str = ""
+    subnet: str = ""
     imds_v2: bool = True
     note: str = ""
+    unfit: str = ""
+
+    @property
+    def place(self) -> str:
+        return self.zone or self.region
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +135,12 @@ class Machine:
     """What a provider last said about one machine.
 
     `unusable` says why what it was labelled with can't be trusted (a newer gpuops made it, or somebody changed it):
-    such a machine is shown, stopped and deleted, and nothing else.
+    such a machine is shown, stopped and deleted, and nothing else. `unfit` says why the trainer can't run on it.
+
+    While its host key is being replaced, `next_host_key` is accepted too; `has_own_host_key` is False as long as it
+    still shows the one that it was launched with. `deadline` is when it stops by itself, of this boot; None where it
+    doesn't run, or nobody knows. `stopped_at` is when it last stopped, where the provider says so. `is_adopted`: it
+    was there before gpuops, which changes nothing about it.
     """
 
     id: str
@@ -127,8 +155,14 @@ class Machine:
     price_usd_per_hour: float | None = None
     disk_usd_per_month: float | None = None
     host_key: str | None = None
+    next_host_key: str | None = None
+    has_own_host_key: bool = True
     launched_at: datetime | None = None
+    stopped_at: datetime | None = None
     max_hours: float | None = None
+    deadline: datetime | None = None
+    is_adopted: bool = False
+    unfit: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     unusable: str = ""
     format: int = FORMAT
@@ -136,6 +170,43 @@ class Machine:
     @property
     def place(self) -> str:
         return f"{self.provider}/{self.region}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuType:
+    """One machine type with a GPU, as `gpuops offers` lists it. Prices are None where they aren't known."""
+
+    name: str
+    region: str
+    zones: tuple[str, ...]
+    gpu: str
+    gpus: int
+    gpu_memory_gb: int
+    vcpus: int
+    memory_gb: float
+    price_usd_per_hour: float | None
+    price_from: str
+    spot_usd_per_hour: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked into: what was found, and if it isn't well, how to mend it."""
+
+    name: str
+    is_well: bool
+    found: str
+    mend: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uptime:
+    """One boot of a machine as its own log has it. `ended` None: it goes on. `reason` says why it ended, in words."""
+
+    booted: datetime
+    ended: datetime | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,11 @@ from gpuops.machine import Wish, is_valid_name
 
 CONFIG_FILE = "gpuops.toml"
 
+_MAX_HOURS = 12.0
+_DISK_TYPE = re.compile(r"[a-z][a-z0-9]{1,7}")
+# As useradd(8) takes it.
+_LOGIN = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -21,18 +27,32 @@ class Settings:
 
     `home` holds everything gpuops keeps on this computer; `ssh_config` is the person's own ssh config; `region`
     falls back to AWS_REGION and AWS_DEFAULT_REGION, as in the AWS tools; `types` are tried in order (empty: the
-    provider's choice); `max_hours` is the machine's own deadline, counted from every boot; `admit` is the one address
-    block that may reach ssh ("auto" asks for this computer's public address); `ssh_port` is where the image's sshd
-    listens; `grace_minutes` is how long after its job's end a machine that nobody fetched from stops by itself.
+    provider's choice); `image`, `user` (its login), `vpc`, `subnet`, `disk_type` replace what the provider would take.
+    `max_hours` is the machine's own deadline, counted from its boot (None: as it has it, and 12 for a new one);
+    `max_usd_per_hour` is the most that a machine
+    may cost, `max_usd` the most that a run may. `admit` is the one address block that may reach ssh, or a URL that
+    answers with this computer's address ("auto" asks AWS); `authorized_keys` are public keys of other computers that
+    a new machine admits; `identity_file` is the key of this computer's that machines know it by, if not gpuops's own.
+    `ssh_port` is where the image's sshd listens; `grace_minutes` is how long after its job's end a machine that nobody
+    fetched from stops by itself.
     """
 
     name: str = "fast-ai"
     provider: str = "aws"
     region: str = "us-west-2"
     types: tuple[str, ...] = ()
+    image: str = ""
+    user: str = "ubuntu"
+    vpc: str = ""
+    subnet: str = ""
     disk_gb: int = 100
-    max_hours: float = 12.0
+    disk_type: str = "gp3"
+    max_hours: float | None = None
+    max_usd_per_hour: float | None = None
+    max_usd: float | None = None
     admit: str = "auto"
+    authorized_keys: tuple[str, ...] = ()
+    identity_file: Path | None = None
     ssh_port: int = 22
     grace_minutes: float = 10.0
     home: Path = field(default_factory=lambda: _default_home())
@@ -45,8 +65,17 @@ class Settings:
                 "starting and ending with a letter or digit; not localhost, and not ending in -jupyter.",
                 next_step="For example: gpuops up fast-ai",
             )
-        if not 0 < self.max_hours <= 24 * 30:
+        if self.max_hours is not None and not 0 < self.max_hours <= 24 * 30:
             raise BadSetting(f"max_hours is {self.max_hours:g}; it must be more than 0 and at most 720 hours.")
+        for name in ("max_usd_per_hour", "max_usd"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 < limit < float("inf"):
+                raise BadSetting(f"{name} is {limit:g}; it must be more than 0.")
+        if not _DISK_TYPE.fullmatch(self.disk_type):
+            raise BadSetting(f"disk_type is {self.disk_type!r}; gp3 and gp2 are disk types.")
+        if not _LOGIN.fullmatch(self.user):
+            raise BadSetting(f"user is {self.user!r}, which is no login name.", next_step="For example: ubuntu")
+        _refuse_what_is_no_key(self.authorized_keys)
         if not 1 <= self.disk_gb <= 16384:
             raise BadSetting(f"disk_gb is {self.disk_gb}; it must be between 1 and 16384 GB.")
         if not 0 <= self.grace_minutes <= 24 * 60:
@@ -64,9 +93,16 @@ class Settings:
             name=self.name,
             region=self.region,
             types=self.types,
+            image=self.image,
+            user=self.user,
+            vpc=self.vpc,
+            subnet=self.subnet,
             disk_gb=self.disk_gb,
-            max_hours=self.max_hours,
+            disk_type=self.disk_type,
+            max_hours=_MAX_HOURS if self.max_hours is None else self.max_hours,
+            max_usd_per_hour=self.max_usd_per_hour,
             admit=self.admit,
+            authorized_keys=self.authorized_keys,
             ssh_port=self.ssh_port,
         )
 
@@ -94,6 +130,19 @@ def resolve(flags: Mapping[str, object], *, environ: Mapping[str, str], folder: 
     return Settings(**values)  # type: ignore[arg-type]  # every value was brought to its field's type by _typed
 
 
+def _refuse_what_is_no_key(authorized_keys: tuple[str, ...]) -> None:
+    if not authorized_keys:
+        return
+    from gpuops import host_keys  # slow to import
+
+    for key in authorized_keys:
+        if not host_keys.is_key(key) or "\n" in key:
+            raise BadSetting(
+                f"authorized_keys has {key[:60]!r}, which is no public key.",
+                next_step="A line like those in ~/.ssh/id_ed25519.pub: ssh-ed25519 AAAA…",
+            )
+
+
 def _read(path: Path, fields: set[str]) -> dict[str, object]:
     if sys.version_info >= (3, 11):
         import tomllib
@@ -115,14 +164,14 @@ def _read(path: Path, fields: set[str]) -> dict[str, object]:
 def _typed(key: str, value: object, where: str) -> object:
     """`value` as its field's type; a string from the environment is parsed, anything else must fit as it stands."""
     try:
-        if key == "types":
+        if key in {"types", "authorized_keys"}:
             items = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
             return tuple(str(item).strip() for item in items if str(item).strip())
-        if key in {"home", "ssh_config"}:
+        if key in {"home", "ssh_config", "identity_file"}:
             return Path(str(value)).expanduser().absolute()
         if key in {"disk_gb", "ssh_port"}:
             return int(str(value))
-        if key in {"max_hours", "grace_minutes"}:
+        if key in {"max_hours", "max_usd_per_hour", "max_usd", "grace_minutes"}:
             return float(str(value))
     except (TypeError, ValueError) as error:
         raise BadSetting(f"{where} is {value!r}, which is not a value for {key}.") from error

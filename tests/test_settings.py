@@ -16,7 +16,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file_and_that_over_the
     settings = resolve({"name": "flag", "region": None}, environ=environ, folder=tmp_path)
     assert (settings.name, settings.region, settings.disk_gb) == ("flag", "us-east-1", 200)
     assert settings.types == ("g5.xlarge",)
-    assert settings.max_hours == 12
+    assert settings.wish().max_hours == 12
     assert settings.provider == "aws"
 
 
