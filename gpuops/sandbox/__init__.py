@@ -97,7 +97,7 @@ def reset(folder: Path) -> None:
 def environment(folder: Path, cloud: Cloud) -> dict[str, str]:
     """The variables that turn gpuops, and any AWS SDK, to this sandbox and away from the person's account and files."""
     place = Folder(folder.resolve())
-    services = ("EC2", "SSM", "STS")
+    services = ("EC2", "EC2_INSTANCE_CONNECT", "PRICING", "SERVICE_QUOTAS", "SSM", "STS")
     no_proxy = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
     return {
         "AWS_ENDPOINT_URL": cloud.url,

@@ -15,19 +15,22 @@ import moto.ec2.utils
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
 from moto.core.utils import utcnow
-from moto.ec2.exceptions import EC2ClientError, InvalidInstanceTypeError, OperationNotPermitted4
+from moto.ec2.exceptions import EC2ClientError, OperationNotPermitted4
 from moto.ec2.models.instances import Instance
 from moto.ec2.responses import EC2Response
 
-from gpuops.sandbox import images, places, refusals
+from gpuops.sandbox import images, networks, places, refusals
 from gpuops.sandbox.hypervisor import Hypervisor
 from gpuops.sandbox.instances import Instances
+from gpuops.sandbox.networks import Networks
+from gpuops.sandbox.offerings import Offerings
 from gpuops.sandbox.tokens import ClientTokens
 
 
 def install(instances: Instances, hypervisor: Hypervisor) -> None:
     """Let moto's server answer EC2's calls with `Ec2`."""
     images.install()
+    networks.install()
     places.install()
     refusals.install()
     # moto raises NotImplementedError for this filter of DescribeInstances.
@@ -39,7 +42,7 @@ def install(instances: Instances, hypervisor: Hypervisor) -> None:
     moto.ec2.urls.url_paths["{0}/"] = Ec2.dispatch
 
 
-class Ec2(EC2Response):
+class Ec2(Networks, Offerings, EC2Response):
     instances: Instances
     hypervisor: Hypervisor
     tokens: ClientTokens
@@ -59,34 +62,38 @@ class Ec2(EC2Response):
         if not request.get("DryRun") and (known := self.tokens.reservation(request, self.ec2_backend)):
             return ActionResult(known)
         refusals.refuse_launch(request, self.ec2_backend)
-        self._choose_zone(request)
+        networks.place_launch(self.params, self.ec2_backend)
         result = super().run_instances()
         reservation: Any = result.result
         for instance in reservation.instances:
+            networks.settle(instance, self.params)
             self.instances.launched(instance)
         self.tokens.remember(request, self.ec2_backend, reservation)
         return result
 
     def start_instances(self) -> ActionResult:
-        # An instance that runs is left alone, and CurrentState is the state that it is in.
+        # An instance that runs is left alone, and CurrentState is the state that it is in. A dry run looks for it too.
+        named = self._named_instances()
         self.error_on_dryrun()
-        return self._changed("StartingInstances", [(i, self.instances.start(i)) for i in self._named_instances()])
+        return self._changed("StartingInstances", [(i, self.instances.start(i)) for i in named])
 
     def stop_instances(self) -> ActionResult:
+        named = self._named_instances()
         self.error_on_dryrun()
-        return self._changed("StoppingInstances", [(i, self.instances.stop(i)) for i in self._named_instances()])
+        return self._changed("StoppingInstances", [(i, self.instances.stop(i)) for i in named])
 
     def terminate_instances(self) -> ActionResult:
-        self.error_on_dryrun()
         named = self._named_instances()
+        self.error_on_dryrun()
         for instance in named:
             if instance.disable_api_termination:
                 raise OperationNotPermitted4(instance.id)
         return self._changed("TerminatingInstances", [(i, self.instances.terminate(i)) for i in named])
 
     def reboot_instances(self) -> ActionResult:
+        named = self._named_instances()
         self.error_on_dryrun()
-        for instance in self._named_instances():
+        for instance in named:
             self.instances.reboot(instance)
         return EmptyResult()
 
@@ -133,13 +140,6 @@ class Ec2(EC2Response):
             result["Output"] = Base64EncodedString.from_raw_string(console.decode("utf-8", "replace"))
         return ActionResult(result)
 
-    def describe_instance_types(self) -> ActionResult:
-        # A type that the region doesn't offer doesn't exist there.
-        unknown = [t for t in self._get_param("InstanceTypes", []) if not places.zones_offering(self.region, t)]
-        if unknown:
-            raise InvalidInstanceTypeError(unknown, error_type="InvalidInstanceType")
-        return super().describe_instance_types()
-
     def describe_images(self) -> ActionResult:
         # A search passes over deprecated images; by id they are found.
         ids = self._get_param("ImageIds", [])
@@ -165,6 +165,7 @@ class Ec2(EC2Response):
         for resource_id in self._get_param("Resources", []):
             if resource_id.startswith("i-"):
                 self.ec2_backend.get_instance(resource_id)
+        refusals.refuse_tags(self._get_param("Tags", []))
         return super().create_tags()
 
     def _named_instances(self) -> list[Instance]:
@@ -180,16 +181,6 @@ class Ec2(EC2Response):
                 ]
             }
         )
-
-    def _choose_zone(self, request: dict[str, Any]) -> None:
-        """Where a launch names no zone, EC2 takes one that has the type; moto takes the first, though it may not."""
-        if places.zone_asked(request, self.ec2_backend):
-            return
-        zones = places.zones_offering(self.region, request["InstanceType"]) & set(
-            self.ec2_backend.get_default_subnets()
-        )
-        if zones:
-            self.params.setdefault("Placement", {})["AvailabilityZone"] = min(zones)
 
     def _parse_block_device_mapping(self) -> list[dict[str, Any]]:
         # What the request leaves open, or doesn't mention, is as the image has it. moto makes one of 8 GB instead.

@@ -65,7 +65,16 @@ _RELEASES = (  # oldest first, so that the last of a kind is its latest
 class Image(Ami):
     """An image with a root disk of its own size. moto gives each 15 GB of magnetic disk that outlives its machine."""
 
-    def __init__(self, backend: Any, image_id: str, *, disk_gb: int, disk_type: str, **attributes: Any) -> None:
+    def __init__(
+        self,
+        backend: Any,
+        image_id: str,
+        *,
+        disk_gb: int,
+        disk_type: str,
+        has_instance_connect: bool,
+        **attributes: Any,
+    ) -> None:
         super().__init__(
             backend,
             image_id,
@@ -81,6 +90,7 @@ class Image(Ami):
         self.ebs_snapshot.volume.size = disk_gb
         self._disk_gb = disk_gb
         self._disk_type = disk_type
+        self.has_instance_connect = has_instance_connect
         # AWS deprecates a public image two years after it was made, at the latest.
         self.deprecated_at = self.creation_date + timedelta(days=730)
         self.deprecation_time = f"{self.deprecated_at:%Y-%m-%dT%H:%M:%S.000Z}"
@@ -116,6 +126,7 @@ def _load_images(backend: Any) -> None:
             FASTAI_IMAGES[region],
             disk_gb=80,
             disk_type="gp2",
+            has_instance_connect=False,  # it came in 2019
             name="fastai-part1v2-p2",
             description="fast.ai Practical Deep Learning For Coders, part 1 v2",
             owner_id=_COMMUNITY,
@@ -128,6 +139,7 @@ def _load_images(backend: Any) -> None:
             release.id(region),
             disk_gb=release.disk_gb,
             disk_type="gp3",
+            has_instance_connect=True,
             name=release.name,
             description=release.title,
             owner_id=_AMAZON,

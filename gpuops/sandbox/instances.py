@@ -40,8 +40,9 @@ class Instances:
         self._hypervisor = hypervisor
         self._boot_s = boot_seconds
         self._checked_at: dict[str, float] = {}
+        self._addresses = PublicAddresses()
         # moto imports the function by name, so it's replaced where it's used.
-        moto.ec2.models.elastic_network_interfaces.random_public_ip = PublicAddresses().take  # type: ignore[attr-defined]
+        moto.ec2.models.elastic_network_interfaces.random_public_ip = self._addresses.take  # type: ignore[attr-defined]
 
     def launched(self, instance: Instance) -> None:
         """Take over an instance that moto has just made."""
@@ -106,7 +107,8 @@ class Instances:
             self._checked_at[instance.id] = time.monotonic() + _CHECKS_S
             boot = Boot(
                 instance_id=instance.id,
-                host=instance.public_ip or instance.private_ip or "",
+                # Without a public address it listens where nobody has been told.
+                host=instance.public_ip or self._addresses.take(),
                 port=SSH_PORT,
                 user_data=str(instance.user_data or ""),
             )

@@ -65,14 +65,17 @@ def regions(*, every: bool) -> list[Any]:
     return partition if every else [region for region in partition if region.name in ENABLED_REGIONS]
 
 
-@cache
 def zones_offering(region: str, instance_type: str) -> frozenset[str]:
     """The names of the region's zones in which that type can be had."""
-    return frozenset(
-        offering["Location"]
-        for offering in INSTANCE_TYPE_OFFERINGS["availability-zone"].get(region, ())
-        if offering["InstanceType"] == instance_type
-    )
+    return frozenset(_zones(region).get(instance_type, ()))
+
+
+@cache
+def _zones(region: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for offering in INSTANCE_TYPE_OFFERINGS["availability-zone"].get(region, ()):
+        found.setdefault(offering["InstanceType"], []).append(offering["Location"])
+    return found
 
 
 def zone_asked(request: Mapping[str, Any], backend: Any) -> str | None:

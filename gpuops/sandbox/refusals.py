@@ -14,6 +14,8 @@ from moto.ec2.exceptions import EC2ClientError, InvalidInstanceIdError
 from gpuops.sandbox import places
 
 _USER_DATA_BYTES = 16 * 1024
+_TAG_KEY_LENGTH = 128
+_TAG_VALUE_LENGTH = 256
 _INSTANCE_ID = re.compile(r"i-([0-9a-f]{8}|[0-9a-f]{17})")
 _IMAGE_ID = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
 
@@ -51,11 +53,24 @@ def refuse_launch(request: Mapping[str, Any], backend: Any) -> None:
         raise EC2ClientError("InvalidKeyPair.NotFound", f"The key pair '{name}' does not exist")
     _refuse_user_data(request.get("UserData", ""))
     _refuse_small_disk(request.get("BlockDeviceMappings", ()), image)
+    for specification in request.get("TagSpecifications", ()):
+        refuse_tags(specification.get("Tags", ()))
+
+
+def refuse_tags(tags: Iterable[Mapping[str, str]]) -> None:
+    """An empty value is allowed."""
+    for tag in tags:
+        if len(tag["Key"]) > _TAG_KEY_LENGTH:
+            raise _invalid(f"Tag key exceeds the maximum length of {_TAG_KEY_LENGTH} characters")
+        if len(tag.get("Value") or "") > _TAG_VALUE_LENGTH:
+            raise _invalid(f"Tag value exceeds the maximum length of {_TAG_VALUE_LENGTH} characters")
+        if tag["Key"].startswith("aws:"):
+            raise _invalid("Tag keys starting with 'aws:' are reserved for internal use")
 
 
 def _refuse_type(instance_type: str, region: str, zone: str | None) -> None:
     if not places.exists(instance_type):
-        raise EC2ClientError("InvalidParameterValue", f"Invalid value '{instance_type}' for InstanceType.")
+        raise _invalid(f"Invalid value '{instance_type}' for InstanceType.")
     zones = places.zones_offering(region, instance_type)
     if not zones:
         raise EC2ClientError(
@@ -78,7 +93,7 @@ def _refuse_user_data(encoded: str) -> None:
     except binascii.Error as error:
         raise EC2ClientError("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data.") from error
     if len(raw) > _USER_DATA_BYTES:
-        raise EC2ClientError("InvalidParameterValue", f"User data is limited to {_USER_DATA_BYTES} bytes")
+        raise _invalid(f"User data is limited to {_USER_DATA_BYTES} bytes")
 
 
 def _refuse_small_disk(mappings: Iterable[Mapping[str, Any]], image: Any) -> None:
@@ -92,3 +107,7 @@ def _refuse_small_disk(mappings: Iterable[Mapping[str, Any]], image: Any) -> Non
                 f"Volume of size {size_gb}GB is smaller than snapshot '{root['Ebs']['SnapshotId']}', "
                 f"expect size >= {snapshot_gb}GB",
             )
+
+
+def _invalid(message: str) -> EC2ClientError:
+    return EC2ClientError("InvalidParameterValue", message)

@@ -1,4 +1,4 @@
-"""The cloud's HTTP server: moto's EC2, SSM and STS, made faithful, behind our endpoint."""
+"""The cloud's HTTP server: moto's EC2, SSM and STS, made faithful, and services of our own, behind our endpoint."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import BaseWSGIServer, make_server
 from werkzeug.test import Client
 
-from gpuops.sandbox import ec2
+from gpuops.sandbox import ec2, pricing, quotas
 from gpuops.sandbox.endpoint import Endpoint
 from gpuops.sandbox.hypervisor import Hypervisor
+from gpuops.sandbox.instance_connect import InstanceConnect
 from gpuops.sandbox.instances import Instances
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 
 def make(hypervisor: Hypervisor, *, boot_seconds: float) -> BaseWSGIServer:
@@ -28,7 +29,14 @@ def make(hypervisor: Hypervisor, *, boot_seconds: float) -> BaseWSGIServer:
     ec2.install(Instances(lock, hypervisor, boot_seconds=boot_seconds), hypervisor)
     moto = DomainDispatcherApplication(create_backend_app)
     _warm_up(moto)
-    return make_server("127.0.0.1", 0, Endpoint(moto, lock), threaded=True, request_handler=_RequestHandler)
+    # By ourselves: moto has a part of one of them, and importing it would take time from every start.
+    services = {
+        "ec2-instance-connect": InstanceConnect(hypervisor).answer,
+        "pricing": pricing.answer,
+        "servicequotas": quotas.answer,
+    }
+    endpoint = Endpoint(moto, lock, services)
+    return make_server("127.0.0.1", 0, endpoint, threaded=True, request_handler=_RequestHandler)
 
 
 def _warm_up(moto: WSGIApplication) -> None:
@@ -47,6 +55,10 @@ def _warm_up(moto: WSGIApplication) -> None:
 class _RequestHandler(MotoRequestHandler):
     # Head and body of an answer are two writes: without this, the second waits 40 ms for the client's delayed ACK.
     disable_nagle_algorithm = True
+
+    def connection_dropped(self, error: BaseException, environ: WSGIEnvironment | None = None) -> None:
+        """Else it would look for another request on a connection that is no more."""
+        self.close_connection = True
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Not a line for each request; what went wrong still is logged."""

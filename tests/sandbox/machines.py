@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
-import jinja2
 import paramiko
 
-TEMPLATES = Path(__file__).parents[2] / "templates"
+from gpuops import machine as values
+from gpuops.render import render
+from gpuops.transports.ssh import SshTransport
+
 USER = "ubuntu"
 PATIENCE_S = 15.0
 
@@ -82,17 +84,15 @@ class Machine:
 
     def first_boot(self, deadline_s: float = 3600, poweroff: str = "sudo systemctl poweroff") -> str:
         """The template that AWS's machines get too."""
-        template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(
-            (TEMPLATES / "first-boot.yaml.j2").read_text()
-        )
-        return template.render(
+        return render(
+            "first-boot.yaml.j2",
             name="test",
             format=1,
             deadline_s=deadline_s,
             poweroff=poweroff,
-            host_private_key=self.host_key.private.rstrip(),
+            host_private_key=self.host_key.private,
             host_public_key=self.host_key.public,
-            client_public_key=self.client_key.public,
+            authorized_keys=[self.client_key.public],
         )
 
     def start(self, **config: Any) -> Machine:
@@ -128,6 +128,12 @@ class Machine:
         self.process.stdin.close()
         return exit_code
 
+    def cut_power(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.ended()
+        until(lambda: not self.answers(), "what ran on it is gone")
+
     def stop(self) -> int:
         assert self.process
         self.process.send_signal(signal.SIGTERM)
@@ -153,6 +159,22 @@ class Machine:
         """What the command printed and its exit code, over a connection of its own."""
         with self.connect() as client:
             return run(client, command, stdin)
+
+    def line(self, *, host_key: str = "", identity_file: Path | None = None) -> SshTransport:
+        """A line as gpuops itself opens it, by default with the injected host key and the client's own."""
+        seen = values.Machine(
+            id=self.folder.name,
+            name="fast-ai",
+            provider="aws",
+            region="here",
+            zone=None,
+            type="box",
+            state=values.State.RUNNING,
+            ssh=values.Address(host=self.host, user=USER, port=self.port),
+            host_key=host_key or self.host_key.public,
+        )
+        identity_file = identity_file or self.client_key.path
+        return SshTransport.connect(seen, identity_file=identity_file, connect_timeout_s=PATIENCE_S)
 
     def openssh(self, program: str) -> list[str]:
         """`ssh`, `scp` … with the options that let it in, and nothing of the person's own configuration."""

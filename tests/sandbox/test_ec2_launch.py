@@ -85,13 +85,47 @@ def test_a_refused_launch_and_a_dry_run_spend_no_token(rig: Rig, token: str) -> 
 
 def test_a_dry_run_that_would_succeed_is_answered_412_and_changes_nothing(rig: Rig) -> None:
     instance_id = rig.running()["InstanceId"]
-    calls = ("start_instances", "stop_instances", "terminate_instances", "reboot_instances")
-    for call in calls:
+    group_id = rig.describe(instance_id)["SecurityGroups"][0]["GroupId"]
+    rule = {"IpProtocol": "tcp", "FromPort": 7, "ToPort": 7, "IpRanges": [{"CidrIp": "192.0.2.1/32"}]}
+    of_an_instance = {"InstanceIds": [instance_id]}
+    calls: dict[str, dict[str, Any]] = {
+        "run_instances": rig.request(),
+        "start_instances": of_an_instance,
+        "stop_instances": of_an_instance,
+        "terminate_instances": of_an_instance,
+        "reboot_instances": of_an_instance,
+        "create_tags": {"Resources": [instance_id], "Tags": [{"Key": "dry", "Value": "run"}]},
+        "create_security_group": {"GroupName": "dry", "Description": "run"},
+        "authorize_security_group_ingress": {"GroupId": group_id, "IpPermissions": [rule]},
+    }
+    before = len(rig.client().describe_instances()["Reservations"])
+    for call, parameters in calls.items():
         with pytest.raises(ClientError) as raised:
-            getattr(rig.client(), call)(InstanceIds=[instance_id], DryRun=True)
-        assert raised.value.response["Error"]["Code"] == "DryRunOperation"
+            getattr(rig.client(), call)(**parameters, DryRun=True)
+        assert raised.value.response["Error"]["Code"] == "DryRunOperation", call
         assert raised.value.response["ResponseMetadata"]["HTTPStatusCode"] == 412
-    assert rig.state(instance_id) == "running"
+    assert len(rig.client().describe_instances()["Reservations"]) == before
+    described = rig.describe(instance_id)
+    assert (described["State"]["Name"], described.get("Tags", [])) == ("running", [])
+    groups = rig.client().describe_security_groups()["SecurityGroups"]
+    assert "dry" not in {group["GroupName"] for group in groups}
+    assert "192.0.2.1" not in str(groups)
+
+
+def test_a_dry_run_finds_what_is_wrong_with_the_request(rig: Rig) -> None:
+    nobody = {"InstanceIds": ["i-0123456789abcdef0"], "DryRun": True}
+    for call in ("start_instances", "stop_instances", "terminate_instances"):
+        assert refused(getattr(rig.client(), call), **nobody) == "InvalidInstanceID.NotFound"
+    for parameters, code in (
+        ({"ImageId": "ami-0123456789abcdef0"}, "InvalidAMIID.NotFound"),
+        ({"SubnetId": "subnet-0123456789abcdef0"}, "InvalidSubnetID.NotFound"),
+        ({"SecurityGroupIds": ["sg-0123456789abcdef0"]}, "InvalidGroup.NotFound"),
+        ({"InstanceType": "g6.xlarge", "Placement": {"AvailabilityZone": "us-east-1e"}}, "Unsupported"),
+    ):
+        assert refused(rig.client().run_instances, **rig.request(**parameters), DryRun=True) == code
+    rule = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIp": "192.0.2.1/32", "DryRun": True}
+    authorize = rig.client().authorize_security_group_ingress
+    assert refused(authorize, GroupId="sg-0123456789abcdef0", **rule) == "InvalidGroup.NotFound"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +185,41 @@ def test_the_disk_is_the_images_where_the_request_leaves_it_open(rig: Rig) -> No
     assert volume() == (75, "gp3", True)
     larger = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 100, "VolumeType": "gp2"}}
     assert volume(BlockDeviceMappings=[larger]) == (100, "gp2", True)
+
+
+def test_a_disk_is_encrypted_where_that_is_asked_for_and_goes_with_its_instance(rig: Rig) -> None:
+    ebs = {"VolumeSize": 120, "VolumeType": "gp3", "Encrypted": True, "DeleteOnTermination": True}
+    instance = rig.running(BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": ebs}])
+    [disk] = instance["BlockDeviceMappings"]
+    volumes = {"VolumeIds": [disk["Ebs"]["VolumeId"]]}
+    [volume] = rig.client().describe_volumes(**volumes)["Volumes"]
+    assert (volume["Encrypted"], volume["Size"], volume["VolumeType"]) == (True, 120, "gp3")
+    assert volume["KmsKeyId"].startswith("arn:aws:kms:")
+    other = rig.describe(rig.launch())["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+    assert rig.client().describe_volumes(VolumeIds=[other])["Volumes"][0]["Encrypted"] is False
+    rig.client().terminate_instances(InstanceIds=[instance["InstanceId"]])
+    rig.wait(instance["InstanceId"], "terminated")
+    assert refused(rig.client().describe_volumes, **volumes) == "InvalidVolume.NotFound"
+
+
+def test_tags_have_limits_and_may_be_empty(rig: Rig) -> None:
+    client, instance_id = rig.client(), rig.launch()
+
+    def tag(key: str, value: str) -> dict[str, Any]:
+        return {"Resources": [instance_id], "Tags": [{"Key": key, "Value": value}]}
+
+    client.create_tags(**tag("k" * 128, "v" * 256))
+    client.create_tags(**tag("empty", ""))
+    assert {t["Key"]: t["Value"] for t in rig.describe(instance_id)["Tags"]} == {"k" * 128: "v" * 256, "empty": ""}
+    for too_much in (tag("k" * 129, "v"), tag("k", "v" * 257), tag("aws:k", "v")):
+        assert refused(client.create_tags, **too_much) == "InvalidParameterValue"
+        specification = {"ResourceType": "instance", "Tags": too_much["Tags"]}
+        request = rig.request(TagSpecifications=[specification])
+        assert refused(client.run_instances, **request) == "InvalidParameterValue"
+    client.delete_tags(Resources=[instance_id], Tags=[{"Key": "k" * 128, "Value": "another"}, {"Key": "empty"}])
+    assert [t["Key"] for t in rig.describe(instance_id)["Tags"]] == ["k" * 128]
+    client.delete_tags(Resources=[instance_id], Tags=[{"Key": "k" * 128}])
+    assert rig.describe(instance_id).get("Tags", []) == []
 
 
 def test_tags_and_metadata_options_of_the_launch_are_kept(rig: Rig) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from .conftest import Rig, refused
 
@@ -21,6 +23,10 @@ FASTAI = {
 
 def region_names(rig: Rig, **parameters: Any) -> list[str]:
     return [region["RegionName"] for region in rig.client().describe_regions(**parameters)["Regions"]]
+
+
+def spot_prices(client: Any, **parameters: Any) -> list[dict[str, Any]]:
+    return list(client.describe_spot_price_history(InstanceTypes=["g4dn.xlarge"], **parameters)["SpotPriceHistory"])
 
 
 def types(client: Any, *names: str) -> list[dict[str, Any]]:
@@ -80,6 +86,72 @@ def test_p2_xlarge_and_its_image_are_in_the_courses_regions(rig: Rig, region: st
 def test_a_p2_xlarge_can_be_launched_from_the_courses_image(rig: Rig) -> None:
     instance = rig.describe(rig.launch(InstanceType="p2.xlarge", ImageId=FASTAI["us-east-1"]))
     assert (instance["InstanceType"], instance["State"]["Name"]) == ("p2.xlarge", "pending")
+
+
+def test_all_types_of_a_region_come_in_pages_with_their_gpus(rig: Rig) -> None:
+    found: dict[str, Any] = {}
+    pages = list(rig.client(region="eu-west-1").get_paginator("describe_instance_types").paginate())
+    for page in pages:
+        assert len(page["InstanceTypes"]) <= 100
+        found |= {type_["InstanceType"]: type_ for type_ in page["InstanceTypes"]}
+    assert len(pages) > 5
+    assert "g6.xlarge" not in found  # not in Ireland
+    with_gpus = {name: type_["GpuInfo"]["Gpus"][0] for name, type_ in found.items() if "GpuInfo" in type_}
+    assert {
+        name: (gpu["Name"], gpu["Count"], gpu["MemoryInfo"]["SizeInMiB"]) for name, gpu in with_gpus.items()
+    }.items() >= {
+        "p2.xlarge": ("K80", 1, 12288),
+        "g4dn.xlarge": ("T4", 1, 16384),
+        "g4dn.12xlarge": ("T4", 4, 16384),
+        "g5.xlarge": ("A10G", 1, 22888),
+    }.items()
+    assert found["p2.xlarge"]["CurrentGeneration"] is False
+
+
+def test_types_and_their_offers_are_filtered_with_wildcards_and_come_in_pages(rig: Rig) -> None:
+    filters = [{"Name": "instance-type", "Values": ["g4dn.?xlarge", "p2.*"]}]
+    [page] = rig.client().get_paginator("describe_instance_types").paginate(Filters=filters)
+    names = {type_["InstanceType"] for type_ in page["InstanceTypes"]}
+    assert names == {"g4dn.2xlarge", "g4dn.4xlarge", "g4dn.8xlarge", "p2.xlarge"}
+    offers = rig.client().get_paginator("describe_instance_type_offerings")
+    pages = list(offers.paginate(LocationType="availability-zone", Filters=filters, PaginationConfig={"PageSize": 5}))
+    assert len(pages) > 1
+    found = [offer for page in pages for offer in page["InstanceTypeOfferings"]]
+    assert {offer["InstanceType"] for offer in found} == names
+    assert {offer["Location"] for offer in found if offer["InstanceType"] == "p2.xlarge"} == {
+        f"us-east-1{letter}" for letter in "abcdef"
+    }
+    everything = rig.client().describe_instance_type_offerings(LocationType="availability-zone")
+    assert len(everything["InstanceTypeOfferings"]) == 1000
+
+
+def test_spot_prices_are_a_third_of_the_others_and_differ_by_zone_and_time(rig: Rig) -> None:
+    now = datetime.now(timezone.utc)
+    current = spot_prices(rig.client(), ProductDescriptions=["Linux/UNIX"], StartTime=now, EndTime=now)
+    assert len(current) == len({price["AvailabilityZone"] for price in current}) > 3
+    assert len({price["SpotPrice"] for price in current}) == len(current)
+    assert all(0.526 * 0.25 < float(price["SpotPrice"]) < 0.526 * 0.5 for price in current)
+    [zone] = {price["AvailabilityZone"] for price in current[:1]}
+    history = spot_prices(rig.client(), AvailabilityZone=zone, ProductDescriptions=["Linux/UNIX"])
+    times = [price["Timestamp"] for price in history]
+    assert times == sorted(times, reverse=True)
+    assert times[-1] <= now - timedelta(hours=24)
+    assert len({price["SpotPrice"] for price in history}) > 1
+    filters = [{"Name": "availability-zone", "Values": [zone]}]
+    assert len(spot_prices(rig.client(), Filters=filters)) == 2 * len(history)  # Windows too
+    elsewhere = rig.client(region="eu-central-1")
+    assert elsewhere.describe_spot_price_history(InstanceTypes=["p2.xlarge"])["SpotPriceHistory"] == []
+
+
+def test_a_region_that_the_account_has_not_opted_into_knows_no_such_account(rig: Rig) -> None:
+    far = "af-south-1"
+    with pytest.raises(ClientError) as raised:
+        rig.client(region=far).run_instances(**rig.request())
+    assert raised.value.response["Error"]["Code"] == "AuthFailure"
+    assert raised.value.response["ResponseMetadata"]["HTTPStatusCode"] == 401
+    assert refused(rig.client(region=far).start_instances, InstanceIds=["i-0123456789abcdef0"]) == "AuthFailure"
+    assert refused(rig.client("sts", far).get_caller_identity) == "InvalidClientTokenId"
+    assert refused(rig.client("ssm", far).get_parameter, Name="/any") == "UnrecognizedClientException"
 
 
 def test_a_type_that_is_not_in_the_region_is_an_error_for_the_whole_question(rig: Rig) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from gpuops.sandbox import first_boot
 from gpuops.sandbox.first_boot import NotUnderstood
-from gpuops.sandbox.systemd import TimerOrder, read_systemd_run
+from gpuops.sandbox.units import Service, Timer, read_folder, read_service, read_timer
 from tests.sandbox.machines import Machine, machine_in, until
 
 
@@ -24,7 +24,7 @@ def test_the_template_is_read_whole(machine: Machine) -> None:
     plan = first_boot.read(machine.first_boot(deadline_s=7).encode())
     [(*shell, script)] = plan.bootcmd
     assert shell == ["sh", "-c"]
-    assert "--on-boot=7 " in script
+    assert 'machine" boot 7 || ' in script
     assert plan.host_key_private == machine.host_key.private
     assert plan.host_key_public == machine.host_key.public + "\n"
     assert plan.authorized_keys == (machine.client_key.public,)
@@ -50,25 +50,53 @@ def test_what_is_not_understood_is_refused_by_name(user_data: str, complaint: st
         first_boot.read(user_data.encode())
 
 
-def test_a_timer_of_the_templates_is_read() -> None:
-    words = ["--no-block", "--unit=u", "--on-boot=5", "--timer-property=AccuracySec=1s", "sh", "-c", "echo --now"]
-    assert read_systemd_run(words) == TimerOrder(unit="u", on_boot_s=5, argv=("sh", "-c", "echo --now"))
+def test_a_timer_and_its_service_are_read(tmp_path: Path) -> None:
+    (tmp_path / "u.timer").write_text("[Unit]\nDefaultDependencies=no\n\n[Timer]\nOnBootSec=5\nAccuracySec=1s\n")
+    (tmp_path / "u.service").write_text("# why\n[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo $$HOME \"x\"'\n")
+    (tmp_path / "u.timer.123").write_text("half a fi")
+    service = Service(start=("/bin/sh", "-c", 'echo $HOME "x"'), oneshot=True)
+    assert read_folder(tmp_path) == {"u.timer": Timer(on_boot_s=5), "u.service": service}
+    (tmp_path / "u.service").unlink()
+    with pytest.raises(NotUnderstood, match=r"there is no u\.service"):
+        read_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "words",
+    "text",
     [
-        "--unit=u --on-boot=5 --on-active=5 true",
-        "--unit=u --on-boot=5 --timer-property=Persistent=yes true",
-        "--unit=u --on-boot=5 --property=Restart=no true",
-        "--unit=u --on-boot=5min true",
-        "--unit=u --on-boot=5",
-        "--on-boot=5 true",
+        "[Timer]\nOnBootSec=5\nOnActiveSec=5\n",
+        "[Timer]\nOnBootSec=5\nPersistent=yes\n",
+        "[Timer]\nOnBootSec=5min\n",
+        "[Timer]\nOnBootSec=5\nOnBootSec=6\n",
+        "[Timer]\nAccuracySec=1s\n",
+        "[Unit]\nDefaultDependencies=yes\n[Timer]\nOnBootSec=5\n",
+        "[Unit]\nOnBootSec=5\n",
+        "[Timer]\nOnBootSec=5\n[Install]\nWantedBy=timers.target\n",
+        "OnBootSec=5\n",
+        "[Timer]\nOnBootSec 5\n",
     ],
 )
-def test_a_timer_of_any_other_kind_is_refused(words: str) -> None:
+def test_a_timer_of_any_other_kind_is_refused(text: str) -> None:
     with pytest.raises(NotUnderstood):
-        read_systemd_run(words.split())
+        read_timer("u.timer", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[Service]\nExecStart=/bin/echo %i\n",
+        "[Service]\nExecStart=/bin/echo $HOME\n",
+        "[Service]\nExecStart=echo\n",
+        "[Service]\nExecStart=/bin/echo 'half\n",
+        "[Service]\nExecStart=/bin/true\nRestart=always\n",
+        "[Service]\nExecStart=/bin/true\nType=notify\n",
+        "[Unit]\nAfter=network.target\n[Service]\nExecStart=/bin/true\n",
+        "[Service]\nType=oneshot\n",
+    ],
+)
+def test_a_service_of_any_other_kind_is_refused(text: str) -> None:
+    with pytest.raises(NotUnderstood):
+        read_service("u.service", text)
 
 
 def assert_unreachable(machine: Machine, complaint: str) -> None:
@@ -88,9 +116,9 @@ def test_an_unknown_key_never_gives_ssh_and_nothing_before_it_is_carried_out(mac
 
 
 def test_an_unknown_systemd_option_never_gives_ssh_nor_the_templates_fallback(machine: Machine) -> None:
-    user_data = machine.first_boot().replace("AccuracySec=1s", "AccuracySec=1s --on-calendar=daily")
+    user_data = machine.first_boot().replace("AccuracySec=1s", "OnCalendar=daily")
     machine.start(user_data=user_data)
-    assert_unreachable(machine, "does not know the option --on-calendar=daily")
+    assert_unreachable(machine, "gpuops-deadline.timer: the sandbox's systemd does not understand: OnCalendar=daily")
     assert "poweroff" not in machine.console
 
 
