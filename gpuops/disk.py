@@ -10,7 +10,6 @@ from gpuops.runs import RunStore
 from gpuops.transports import Transport
 
 _SHOWN_AT_MOST = 200
-# cloud-init writes authorized_keys at the first boot: what is newer was made by the person, by a run, or by us.
 _NOT_THE_PERSONS = (
     "./.cache/*",
     "./.ssh/*",
@@ -21,8 +20,12 @@ _NOT_THE_PERSONS = (
     "./gpuops/in-use",
     "./gpuops/runs/[0-9]*T[0-9]*-[0-9a-f]*/*",
 )
+# What is newer than the first boot was made by the person, by a run, or by us. The machine's log has when that was; a
+# machine without one is taken to have got its authorized_keys then.
 _CHANGED = (
-    "find . -type f -newer .ssh/authorized_keys "
+    'since=$(sed -n "s/^boot \\([0-9]*\\) .*/\\1/p" "${DESTDIR-}/var/lib/gpuops/uptime.log" 2>/dev/null | head -n 1); '
+    'if [ -n "$since" ]; then set -- -newermt "@$since"; else set -- -newer .ssh/authorized_keys; fi; '
+    'find . -type f "$@" '
     + " ".join(f"-not -path '{pattern}'" for pattern in _NOT_THE_PERSONS)
     + f" 2>/dev/null | head -n {_SHOWN_AT_MOST}"
 )

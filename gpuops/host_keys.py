@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,14 +89,14 @@ def is_key(public_line: str) -> bool:
     return True
 
 
-def known_hosts_text(entries: Mapping[str, str]) -> str:
-    """A known_hosts file: for each name, by which ``HostKeyAlias`` refers to it, its public line. Raises `BadData`."""
+def known_hosts_text(entries: Mapping[str, Sequence[str]]) -> str:
+    """A known_hosts file: for each name, by which ``HostKeyAlias`` refers to it, its public lines. Raises `BadData`."""
     lines = []
-    for name, public_line in sorted(entries.items()):
+    for name, public_lines in sorted(entries.items()):
         if not _KNOWN_HOSTS_NAME.fullmatch(name):
             raise BadData(f"{name!r} can't stand in a known_hosts file.")
-        key_type, blob = _parse(public_line)
-        lines.append(f"{name} {key_type} {base64.b64encode(blob).decode('ascii')}\n")
+        for key_type, blob in map(_parse, public_lines):
+            lines.append(f"{name} {key_type} {base64.b64encode(blob).decode('ascii')}\n")
     return "".join(lines)
 
 

@@ -42,8 +42,8 @@ _CONTRACT = 1  # of the trainer's command line and run directory
 _BUSY_EXIT_CODE = 75  # job_wrapper.BUSY_EXIT_CODE
 _STARTED_WITHIN_S = 20
 _CLAIM_EVERY_S = 1.0
-# Where machines keep the Python that has torch: the Deep Learning AMIs, fast.ai's community AMI, anything on the PATH.
-_INTERPRETERS = ("/opt/pytorch/bin/python", "src/anaconda3/envs/fastai/bin/python", "python3", "python")
+# Where machines keep the Python that has torch: the Deep Learning AMIs, anything on the PATH.
+_INTERPRETERS = ("/opt/pytorch/bin/python", "python3", "python")
 _OLDEST_PYTHON = (3, 10)
 _NEEDED = ("torch", "torchvision", "torchmetrics", "safetensors", "numpy", "PIL", "matplotlib", "sklearn")
 _PROBE = (

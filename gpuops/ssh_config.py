@@ -24,9 +24,13 @@ _BLOCK = re.compile(
 
 
 class AddressBook:
-    """`user_config` is the person's own ssh config; ours lies beside it. `keys` holds our key and known hosts."""
+    """`user_config` is the person's own ssh config; ours lies beside it. `keys` holds our key and known hosts.
 
-    def __init__(self, *, user_config: Path, keys: Path) -> None:
+    `identity_file` is the private key to come with, where it isn't ours.
+    """
+
+    def __init__(self, *, user_config: Path, keys: Path, identity_file: Path | None = None) -> None:
+        self._identity_file = identity_file or keys / "id_ed25519"
         self._user_config = user_config
         self.path = user_config.parent / FILE_NAME
         self._keys = keys
@@ -34,7 +38,7 @@ class AddressBook:
 
     def check(self) -> None:
         """Raises `SshConfigError` if it couldn't be kept: asked before anything that costs money is done."""
-        for value in (self.path, self._keys):
+        for value in (self.path, self._keys, self._identity_file):
             if set(str(value)) & set('"\n'):
                 raise SshConfigError(f"{str(value)!r} has a character that an ssh config can't hold.")
         self._read(self.path)
@@ -57,7 +61,7 @@ class AddressBook:
             if machine.state.exists and not machine.unusable:
                 blocks[machine.name] = self._block(machine)
                 if machine.host_key:
-                    pins[machine.id] = machine.host_key
+                    pins[machine.id] = _host_keys(machine)
             else:
                 pins.pop(machine.id, None)
         self._write(blocks, pins)
@@ -74,14 +78,31 @@ class AddressBook:
         pins = self._pins()
         for machine in inventory.machines:
             if machine.host_key:
-                pins[machine.id] = machine.host_key
+                pins[machine.id] = _host_keys(machine)
             if (
                 names.count(machine.name) == 1 and not machine.unusable
             ):  # two of one name: neither is the one that the person means
                 blocks[machine.name] = self._block(machine)
         self._write(blocks, pins)
 
-    def _write(self, blocks: dict[str, str], pins: dict[str, str]) -> None:
+    def remove_everything(self) -> None:
+        """Take our line out of the person's config, and delete our own files. Raises `SshConfigError`."""
+        try:
+            before = self._read(self._user_config)
+            lines = before.splitlines(keepends=True)
+            rest = b"".join(line for line in lines if line.rstrip(b"\r\n") != self._include())
+            if rest != before:
+                self._replace_user_config(rest)
+            durable.remove(self.path)
+            durable.remove(self._known_hosts)
+        except OSError as error:
+            raise SshConfigError(
+                f"The ssh config can't be cleaned: {error}.",
+                left_behind="What is left of it harms nothing.",
+                next_step=f"Delete this line of {self._user_config} yourself: {self._include().decode()}",
+            ) from error
+
+    def _write(self, blocks: dict[str, str], pins: dict[str, tuple[str, ...]]) -> None:
         text = _HEADER + "".join("\n" + blocks[name].rstrip("\n") + "\n" for name in sorted(blocks))
         try:
             if (known := host_keys.known_hosts_text(pins).encode()) != self._read(self._known_hosts):
@@ -105,7 +126,7 @@ class AddressBook:
             host=host,
             user=address.user if address else machine.tags.get("gpuops:user", "ubuntu"),
             port=address.port if address else 22,
-            identity_file=_percent(self._keys / "id_ed25519"),
+            identity_file=_percent(self._identity_file),
             known_hosts=_percent(self._known_hosts),
         )
 
@@ -115,10 +136,13 @@ class AddressBook:
         if self._include() in before.splitlines():
             return
         newline = b"\r\n" if before.split(b"\n", 1)[0].endswith(b"\r") else b"\n"
+        self._replace_user_config(self._include() + newline + before)
+
+    def _replace_user_config(self, data: bytes) -> None:
         target = Path(os.path.realpath(self._user_config))  # a symlink (dotfiles) stays one
         owner = target.stat() if target.exists() else None
         mode = stat.S_IMODE(owner.st_mode) if owner else 0o600
-        durable.write(target, self._include() + newline + before, mode=mode)
+        durable.write(target, data, mode=mode)
         if owner and (owner.st_uid, owner.st_gid) != (target.stat().st_uid, target.stat().st_gid):
             os.chown(target, owner.st_uid, owner.st_gid)
 
@@ -129,9 +153,13 @@ class AddressBook:
     def _blocks(self) -> dict[str, str]:
         return {match["name"]: match[0] for match in _BLOCK.finditer(self._text())}
 
-    def _pins(self) -> dict[str, str]:
-        lines = self._read(self._known_hosts).decode(errors="replace").splitlines()
-        return {alias: key for alias, _, key in (line.partition(" ") for line in lines) if host_keys.is_key(key)}
+    def _pins(self) -> dict[str, tuple[str, ...]]:
+        pins: dict[str, tuple[str, ...]] = {}
+        for line in self._read(self._known_hosts).decode(errors="replace").splitlines():
+            alias, _, key = line.partition(" ")
+            if host_keys.is_key(key):
+                pins[alias] = (*pins.get(alias, ()), key)
+        return pins
 
     def _text(self) -> str:
         return self._read(self.path).decode(errors="replace")
@@ -144,6 +172,11 @@ class AddressBook:
         except OSError as error:
             mend = f"Mend its permissions: chmod u+rw {path}" if path.is_file() else f"A file has to be there: {path}"
             raise SshConfigError(f"{path} can't be read: {error.strerror}.", next_step=mend) from error
+
+
+def _host_keys(machine: Machine) -> tuple[str, ...]:
+    """All that it may show: two, while its host key is being replaced."""
+    return tuple(key for key in (machine.host_key, machine.next_host_key) if key)
 
 
 def _unwritable_folder(folder: Path) -> Path | None:

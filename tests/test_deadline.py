@@ -28,7 +28,7 @@ def test_the_deadline_is_armed_before_anyone_can_log_in(the_cloud: Cloud, comput
     computer.up(max_hours="2")
     [instance] = the_cloud.instances(computer.name)
     console = the_cloud.client().get_console_output(InstanceId=instance["InstanceId"])["Output"]
-    assert console.index("Running timer as unit: gpuops-deadline.timer") < console.index("login: (ssh listens")
+    assert console.index("systemd: starting gpuops-deadline.timer") < console.index("login: (ssh listens")
 
 
 def _reason(cloud: Cloud, computer: Computer) -> str:

@@ -280,3 +280,55 @@ def test_nothing_is_written_when_nothing_has_changed(book: AddressBook, config: 
     before = [path.stat().st_mtime_ns for path in (config, book.path)]
     book.update([machine()])
     assert [path.stat().st_mtime_ns for path in (config, book.path)] == before
+
+
+def test_while_a_host_key_is_replaced_both_are_known_and_then_only_the_new_one(
+    book: AddressBook, tmp_path: Path
+) -> None:
+    known_hosts = tmp_path / "gpuops" / "keys" / "known_hosts"
+    following = host_keys.generate().public_line
+    other = machine(id="i-2", name="other")
+    for write in (book.update, lambda machines: book.regenerate(Inventory(machines=tuple(machines)), provider="aws")):
+        write([machine(next_host_key=following), other])
+        both = f"{machine().id} {KEY}\n{machine().id} {following}\ni-2 {KEY}\n"
+        assert known_hosts.read_text() == both
+        book.update([other])
+        assert known_hosts.read_text() == both
+        write([machine(host_key=following), other])
+        assert known_hosts.read_text() == f"{machine().id} {following}\ni-2 {KEY}\n"
+
+
+@needs_ssh
+def test_another_key_than_ours_stands_in_the_blocks(config: Path, tmp_path: Path) -> None:
+    identity_file = tmp_path / "my keys" / "100%"
+    book = AddressBook(user_config=config, keys=tmp_path / "keys", identity_file=identity_file)
+    book.update([machine()])
+    assert resolved(book.path, "fast-ai")["identityfile"] == str(identity_file).replace("%", "%%")
+
+
+@pytest.mark.parametrize("before", NASTY.values(), ids=NASTY.keys())
+def test_afterwards_the_persons_config_is_as_it_was_and_nothing_of_ours_is_left(
+    book: AddressBook, config: Path, tmp_path: Path, before: bytes
+) -> None:
+    """Law 5. The line is found wherever the person has moved it."""
+    target = tmp_path / "dotfiles" / "config"
+    target.parent.mkdir()
+    target.write_bytes(before)
+    target.chmod(0o640)
+    config.parent.mkdir(parents=True)
+    config.symlink_to(target)
+    book.update([machine()])
+    target.write_bytes(b"# moved\n" + target.read_bytes())
+    book.remove_everything()
+    assert target.read_bytes() == b"# moved\n" + before
+    assert config.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in config.parent.iterdir()] == ["config"]
+    assert list((tmp_path / "gpuops" / "keys").iterdir()) == []
+    book.remove_everything()
+    assert target.read_bytes() == b"# moved\n" + before
+
+
+def test_where_gpuops_never_was_nothing_is_made_by_removing(book: AddressBook, config: Path) -> None:
+    book.remove_everything()
+    assert not config.parent.exists()

@@ -5,7 +5,8 @@ What a machine is told, and what it tells:
 - ``config.json`` in its folder says who it is and where to listen; ``disk/`` there is its disk, ``console.log`` what it
   wrote to its console;
 - the end of its standard input means that the cloud is gone: die;
-- SIGTERM means: end everything that runs on the machine, then exit;
+- ``introduced.json`` there says which keys it admits for the moment, each for whom and until when;
+- SIGTERM means: shut down, as when the power button is pressed, then exit;
 - exit code 0: its system was powered off from within; 3: it was rebooted from within; anything else: it crashed.
 """
 
@@ -18,10 +19,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpuops.sandbox import introductions
 from gpuops.sandbox.folder import FORMAT, write_json
 
 POWERED_OFF = 0
@@ -73,6 +76,12 @@ class Hypervisor:
         """End the machine's processes; returns when the last one is gone."""
         if machine := self._machines.get(instance_id):
             machine.shut_down()
+
+    def introduce(self, instance_id: str, user: str, key: str, *, for_s: float = 60.0) -> None:
+        """Have the machine admit this public key for this user for so long, whether or not it runs already."""
+        now = time.time()
+        with self._change:
+            introductions.add(self._folder / instance_id, user=user, key=key, until=now + for_s, now=now)
 
     def close(self) -> None:
         """End all machines, and start none from now on."""

@@ -6,18 +6,20 @@ This process is the machine's hardware: it is switched on by being started, runs
 `systemctl`, `sudo` …).
 
     exit code 0   the operating system powered itself off
-              1   the vendor stopped the machine (SIGTERM), or is gone itself (end of file on stdin)
+              1   the vendor stopped the machine (SIGTERM: it is shut down), or is gone itself (end of file on stdin)
               3   the operating system rebooted itself: start the machine again
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,9 @@ from gpuops.sandbox import namespaces, processes
 
 STOPPED = 1
 """The exit code of a machine that did not switch itself off."""
+
+# Then it is switched off, whatever it's still doing.
+_SHUT_DOWN_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +82,7 @@ def main() -> int:
     """Run the machine until it is off, and return the exit code above."""
     config = read_config(Path(sys.argv[1]).resolve())
     (config.disk / "etc").mkdir(parents=True, exist_ok=True)
+    operating_system = 0
     try:
         signal.signal(signal.SIGTERM, _switch_off)
         isolated = config.namespaces and namespaces.are_allowed()
@@ -84,15 +90,20 @@ def main() -> int:
             namespaces.enter()
         # Where the namespaces don't hold them, a machine's orphans come to this process instead of the computer's init.
         processes.adopt_orphans()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         operating_system = os.fork()
         if operating_system == 0:
             _boot(config, isolated=isolated)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         while True:
             pid, status = os.wait()
             if pid == operating_system:
                 exit_code = os.waitstatus_to_exitcode(status)
                 return exit_code if exit_code >= 0 else STOPPED
     except _SwitchedOff:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if operating_system:
+            _shut_down(operating_system)
         return STOPPED
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -103,6 +114,18 @@ def _switch_off(signal_number: int, frame: object) -> NoReturn:
     raise _SwitchedOff
 
 
+def _shut_down(operating_system: int) -> None:
+    """Tell the operating system to shut down, again and again: while it starts, it doesn't hear it."""
+    until = time.monotonic() + _SHUT_DOWN_WITHIN_S
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it had just ended by itself
+        while time.monotonic() < until:
+            os.kill(operating_system, signal.SIGTERM)
+            for _ in range(10):
+                if os.waitpid(operating_system, os.WNOHANG)[0]:
+                    return
+                time.sleep(0.02)
+
+
 def _boot(config: Config, *, isolated: bool) -> NoReturn:
     """Become the operating system: a new program, without what this one inherited (credentials, privileges)."""
     try:
@@ -110,8 +133,9 @@ def _boot(config: Config, *, isolated: bool) -> NoReturn:
         os.dup2(console, 1)
         os.dup2(console, 2)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.setsid()
-        processes.die_with_parent(signal.SIGKILL if isolated else signal.SIGTERM)
+        processes.die_with_parent(signal.SIGKILL if isolated else signal.SIGHUP)
         if isolated:
             namespaces.settle(config.directory, config.disk / "etc", user=config.user, home=config.home)
         processes.give_up_privileges()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 from gpuops.sandbox import first_boot, processes, system_commands
 from gpuops.sandbox.first_boot import NotUnderstood
+from gpuops.sandbox.kernel import Kernel
 from gpuops.sandbox.machine import STOPPED, Config, read_config
 from gpuops.sandbox.openssh_server import OpensshServer
 from gpuops.sandbox.processes import Processes
@@ -31,13 +33,22 @@ class OperatingSystem:
         self._ended: asyncio.Future[int] = loop.create_future()
         self._misunderstood: asyncio.Future[int] = loop.create_future()
         self._processes = Processes(_environment(config), config.home)
-        self._systemd = Systemd(
-            self._processes, booted_at=loop.time(), switch=self._switch, misunderstood=self._stop_the_boot
-        )
+        self._going_down: asyncio.Future[None] | None = None
+        booted_at = loop.time()
+        self._kernel = Kernel(config.disk, booted_at=booted_at)
         server = OpensshServer if config.server == "openssh" else SshServer
-        self._ssh = server(self._processes, user=config.user, home=config.home)
+        self._ssh = server(self._processes, user=config.user, home=config.home, machine=config.directory)
+        self._systemd = Systemd(
+            self._processes,
+            units=config.disk / "run/systemd/system",
+            booted_at=booted_at,
+            switch=self._switch,
+            reload_ssh=self._ssh.reload,
+            misunderstood=self._stop_the_boot,
+        )
         loop.add_signal_handler(signal.SIGCHLD, self._processes.reap)
-        loop.add_signal_handler(signal.SIGTERM, self._end, STOPPED)
+        loop.add_signal_handler(signal.SIGTERM, self._shut_down, Power.OFF, STOPPED)
+        loop.add_signal_handler(signal.SIGHUP, self._end, STOPPED)
         loop.add_reader(sys.stdin.fileno(), self._read_stdin)
 
     async def run(self) -> int:
@@ -70,8 +81,10 @@ class OperatingSystem:
 
     def _prepare_disk(self) -> None:
         config = self._config
-        for folder in (config.home, config.disk / "tmp"):
+        shutil.rmtree(config.disk / "run", ignore_errors=True)  # on a real machine it is in memory
+        for folder in (config.home, config.disk / "tmp", config.disk / "run/systemd/system"):
             folder.mkdir(parents=True, exist_ok=True)
+        self._kernel.start()
         system_commands.install(config.bin, config.directory)
         if config.python:
             # A script and not a link: an interpreter started by another name doesn't find its virtual environment.
@@ -82,6 +95,7 @@ class OperatingSystem:
         if not profile.exists():
             # A login shell reads the computer's /etc/profile first, which takes the machine's commands off the PATH.
             profile.write_text(f"export PATH='{_environment(config)['PATH']}'\n")
+            os.utime(profile, (0, 0))  # it came with the image
 
     async def _run_bootcmd(self, argv: tuple[str, ...]) -> None:
         ended = asyncio.ensure_future(self._processes.exit_code(self._processes.start(argv)))
@@ -101,8 +115,17 @@ class OperatingSystem:
 
     def _switch(self, power: Power) -> None:
         print(f"systemd: {power.value}", flush=True)
-        if power is not Power.HALT:
-            self._end(_EXIT_CODES[power])
+        self._shut_down(power, _EXIT_CODES.get(power))
+
+    def _shut_down(self, power: Power, exit_code: int | None) -> None:
+        if self._going_down is None or self._going_down.done():
+            self._going_down = asyncio.ensure_future(self._go_down(power, exit_code))
+
+    async def _go_down(self, power: Power, exit_code: int | None) -> None:
+        """In order, unlike in a power cut: whatever wants to be stopped is."""
+        await self._systemd.end(power)
+        if exit_code is not None:
+            self._end(exit_code)
             return
         self._ssh.close()
         self._systemd.close()
@@ -129,6 +152,8 @@ def _environment(config: Config) -> dict[str, str]:
         "SHELL": "/bin/bash",
         "LANG": "C.UTF-8",
         "TMPDIR": str(config.disk / "tmp"),
+        # What our first boot puts before every path of the system's: here the root folder is the computer's.
+        "DESTDIR": str(config.disk),
         "PATH": os.pathsep.join(map(str, path)),
     }
 

@@ -9,13 +9,15 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import asyncssh
 
+from gpuops.sandbox import introductions
 from gpuops.sandbox.processes import Processes
 
 # How long the last output of a terminal is waited for after its command has ended.
@@ -25,19 +27,25 @@ _CHUNK = 1 << 16
 
 
 class SshServer:
-    """Listens from `start` to `close`; commands are started by `processes` and see the disk as it is."""
+    """Listens from `start` to `close`; commands are started by `processes` and see the disk as it is.
 
-    def __init__(self, processes: Processes, *, user: str, home: Path) -> None:
+    `machine` is the machine's folder, where the vendor says whom else to let in for a moment.
+    """
+
+    def __init__(self, processes: Processes, *, user: str, home: Path, machine: Path) -> None:
         self._processes = processes
         self._user = user
         self._home = home
+        self._machine = machine
+        self._host_key = Path()
         self._connections: set[Any] = set()
         self._listener: Any = None
 
     async def start(self, host: str, port: int, host_key: Path) -> None:
         """Raises OSError when the address is taken."""
+        self._host_key = host_key
         self._listener = await asyncssh.create_server(
-            lambda: _Connection(self._user, self._home / ".ssh/authorized_keys", self._connections),
+            lambda: _Connection(self._user, self._admitted, self._connections),
             host,
             port,
             server_host_keys=[str(host_key)],
@@ -54,11 +62,27 @@ class SshServer:
             reuse_address=True,
         )
 
+    def reload(self) -> None:
+        """Read the host key anew, for connections from now on; those that are open go on."""
+        if self._listener:
+            self._listener.update(server_host_keys=[str(self._host_key)])
+
     def close(self) -> None:
         if self._listener:
             self._listener.close()
         for connection in list(self._connections):
             connection.abort()
+
+    def _admitted(self) -> Any:
+        """The keys that may come in now, read anew for each login, as sshd does."""
+        path = self._home / ".ssh/authorized_keys"
+        try:
+            own = path.read_text() if path.exists() else ""
+            introduced = introductions.keys(self._machine, user=self._user, now=time.time())
+            return asyncssh.import_authorized_keys("\n".join([own, *introduced]))
+        except (OSError, ValueError) as error:
+            print(f"sshd: {path}: {error}", flush=True)
+            return None
 
     async def _serve_command(self, process: Any) -> None:
         try:
@@ -160,9 +184,9 @@ def _set_size(terminal: int, size: tuple[int, int, int, int]) -> None:
 class _Connection(asyncssh.SSHServer):
     """One client: who may log in, and to where it may be forwarded."""
 
-    def __init__(self, user: str, authorized_keys: Path, connections: set[Any]) -> None:
+    def __init__(self, user: str, admitted: Callable[[], Any], connections: set[Any]) -> None:
         self._user = user
-        self._authorized_keys = authorized_keys
+        self._admitted = admitted
         self._connections = connections
         self._connection: Any = None
 
@@ -174,14 +198,8 @@ class _Connection(asyncssh.SSHServer):
         self._connections.discard(self._connection)
 
     def begin_auth(self, username: str) -> bool:
-        # Read anew for each login, as sshd does, and forgotten when the client tries another name.
-        keys = None
-        if username == self._user:
-            try:
-                keys = asyncssh.read_authorized_keys(str(self._authorized_keys))
-            except (OSError, ValueError) as error:
-                print(f"sshd: {self._authorized_keys}: {error}", flush=True)
-        self._connection.set_authorized_keys(keys)
+        # Forgotten when the client tries another name.
+        self._connection.set_authorized_keys(self._admitted() if username == self._user else None)
         return True
 
     def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:

@@ -1,4 +1,4 @@
-"""The machine's own `systemctl`, `systemd-run`, `shutdown`, `sudo` … found before the computer's on its PATH.
+"""The machine's own `systemctl`, `shutdown`, `sudo` … found before the computer's on its PATH.
 
 `install` writes them; each runs this file as a program, which asks the operating system through its socket. As a
 program it must start quickly and imports nothing but the standard library.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 SOCKET = "systemd.socket"
 """In the machine's folder. With that, the name may be too long for a socket: both ends go there and use this one."""
 
-_ASKS_SYSTEMD = ("halt", "poweroff", "reboot", "shutdown", "systemctl", "systemd-run")
+_ASKS_SYSTEMD = ("halt", "poweroff", "reboot", "shutdown", "systemctl")
 
 _NO_DRIVER = (
     "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
@@ -30,6 +31,9 @@ def install(folder: Path, machine_directory: Path) -> None:
     for name in (*_ASKS_SYSTEMD, "sudo", "nvidia-smi"):
         # The socket's place stands in the script and not in the environment, which a process may have been scrubbed of.
         write_script(folder / name, sys.executable, "-I", "-S", __file__, str(machine_directory), name)
+
+    if not shutil.which("ssh-keygen", path="/usr/local/bin:/usr/bin:/bin"):
+        write_script(folder / "ssh-keygen", sys.executable, "-I", str(Path(__file__).with_name("ssh_keygen.py")))
 
 
 def write_script(path: Path, *argv: str) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import BinaryIO, Protocol
 
 from gpuops.errors import RemoteCommandFailed
-from gpuops.machine import Machine
+from gpuops.machine import Address, Machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,3 +111,10 @@ def open(machine: Machine, *, identity_file: Path, connect_timeout_s: float = 10
     from gpuops.transports.ssh import SshTransport
 
     return SshTransport.connect(machine, identity_file=identity_file, connect_timeout_s=connect_timeout_s)
+
+
+def shown_host_key(address: Address, *, connect_timeout_s: float = 10.0) -> str:
+    """The public line of the host key shown there, on its word alone; nobody logs in. Raises `MachineUnreachable`."""
+    from gpuops.transports import handshake
+
+    return handshake.shown_host_key(address, connect_timeout_s=connect_timeout_s)

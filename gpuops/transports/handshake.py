@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import logging
 import socket
 import threading
@@ -26,7 +27,7 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 def shake_hands(machine: Machine, *, identity_file: Path, connect_timeout_s: float) -> paramiko.Transport:
-    """An authenticated line to the machine, which has shown the host key that we know it by.
+    """An authenticated line to the machine, which has shown the host key that we know it by, or is to have next.
 
     Raises `MachineUnreachable` (worth another try while it boots), `HostKeyChanged`, `KeyRefused`, `ConnectionFailed`.
     """
@@ -40,17 +41,34 @@ def shake_hands(machine: Machine, *, identity_file: Path, connect_timeout_s: flo
             next_step="Make it reachable from here: "
             f"ssh -fNL 2222:{machine.ssh.host}:{machine.ssh.port} {machine.ssh.jump}",
         )
-    known_key = _known_host_key(machine)
+    known_keys = _known_host_keys(machine)
     client_key = _client_key(identity_file)
-    line = _secure_line(machine, machine.ssh, known_key, connect_timeout_s)
+    line = _secure_line(machine, machine.ssh, known_keys, connect_timeout_s)
     try:
-        _compare_host_keys(machine, known_key, line.get_remote_server_key())
+        _compare_host_keys(machine, known_keys, line.get_remote_server_key())
         _log_in(line, machine, machine.ssh, client_key, identity_file, connect_timeout_s)
     except BaseException:
         line.close()
         raise
     line.set_keepalive(_KEEPALIVE_S)
     return line
+
+
+def shown_host_key(address: Address, *, connect_timeout_s: float) -> str:
+    """The public line of the host key that is shown there; nobody logs in. Raises `MachineUnreachable`."""
+    try:
+        try:
+            line = _negotiate(address, ("ssh-ed25519",), connect_timeout_s)
+        except IncompatiblePeer:
+            line = _negotiate(address, None, connect_timeout_s)
+    except (EOFError, OSError, paramiko.SSHException) as error:
+        raise MachineUnreachable(
+            f"{address.host}:{address.port} shows no host key: {str(error) or 'it hung up'}.",
+            next_step="See whether it runs, and lets this computer's address in, in the provider's console.",
+        ) from error
+    with contextlib.closing(line):
+        key = line.get_remote_server_key()
+        return f"{key.get_name()} {key.get_base64()}"
 
 
 def unreachable(machine: Machine, what: str) -> MachineUnreachable:
@@ -64,18 +82,23 @@ def unreachable(machine: Machine, what: str) -> MachineUnreachable:
     )
 
 
-def _known_host_key(machine: Machine) -> paramiko.PKey:
+def _known_host_keys(machine: Machine) -> list[paramiko.PKey]:
+    """The one that it's known by, and while that is being replaced, the next."""
     if machine.host_key is None:
         raise ConnectionFailed(
             f"No host key is known for {machine.name}, and none is accepted unseen.",
             next_step="On its own console, see which one it has: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
         )
+    return [_host_key(machine, line) for line in (machine.host_key, machine.next_host_key) if line]
+
+
+def _host_key(machine: Machine, public_line: str) -> paramiko.PKey:
     try:
-        key_type, blob = machine.host_key.split()[:2]
+        key_type, blob = public_line.split()[:2]
         return paramiko.PKey.from_type_string(key_type, base64.b64decode(blob, validate=True))
     except (ValueError, binascii.Error, paramiko.SSHException, UnknownKeyType) as error:
         raise ConnectionFailed(
-            f"What is noted as {machine.name}'s host key is not a public key: {machine.host_key[:60]!r}.",
+            f"What is noted as {machine.name}'s host key is not a public key: {public_line[:60]!r}.",
             next_step="Compare it with the machine's own: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub (there)",
         ) from error
 
@@ -91,10 +114,14 @@ def _client_key(identity_file: Path) -> paramiko.PKey:
         ) from error
 
 
-def _secure_line(machine: Machine, address: Address, known_key: paramiko.PKey, timeout_s: float) -> paramiko.Transport:
-    """An encrypted line, nobody logged in yet. A server with several host keys shows the one of the known type."""
+def _secure_line(
+    machine: Machine, address: Address, known_keys: list[paramiko.PKey], timeout_s: float
+) -> paramiko.Transport:
+    """An encrypted line, nobody logged in yet. A server with several host keys shows one of the known types."""
     where = f"{machine.name} ({address.host}:{address.port})"
-    key_types = ("rsa-sha2-512", "rsa-sha2-256") if known_key.get_name() == "ssh-rsa" else (known_key.get_name(),)
+    key_types: tuple[str, ...] = ()
+    for name in dict.fromkeys(key.get_name() for key in known_keys):
+        key_types += ("rsa-sha2-512", "rsa-sha2-256") if name == "ssh-rsa" else (name,)
     try:
         try:
             return _negotiate(address, key_types, timeout_s)
@@ -149,12 +176,13 @@ def _tune(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LINE_LOST_S * 1000)
 
 
-def _compare_host_keys(machine: Machine, known: paramiko.PKey, shown: paramiko.PKey) -> None:
-    if shown.asbytes() == known.asbytes():
+def _compare_host_keys(machine: Machine, known_keys: list[paramiko.PKey], shown: paramiko.PKey) -> None:
+    if any(shown.asbytes() == known.asbytes() for known in known_keys):
         return
+    known = " or ".join(f"{known.fingerprint} ({known.get_name()})" for known in known_keys)
     raise HostKeyChanged(
         f"{machine.name} shows another host key than the one it is known by. Nothing was sent to it.\n"
-        f"known: {known.fingerprint} ({known.get_name()})\n"
+        f"known: {known}\n"
         f"shown: {shown.fingerprint} ({shown.get_name()})",
         next_step="Unless you reinstalled it, someone may stand between you and it. Compare on its own console: "
         f"ssh-keygen -lf /etc/ssh/ssh_host_{_short_type(shown)}_key.pub",

@@ -59,6 +59,25 @@ def test_a_server_without_a_key_of_the_known_type_is_refused_with_both_fingerpri
     assert any(host_keys.fingerprint(shown) in caught.value.what for shown in server.public_keys.values())
 
 
+def test_while_the_host_key_is_replaced_both_are_accepted_and_no_third(server: Server) -> None:
+    shown, other = server.public_keys["ssh-ed25519"], host_keys.generate().public_line
+    for known, following in ((shown, other), (other, shown)):
+        with connect(server.machine(host_key=known, next_host_key=following), server.client_key) as line:
+            assert line.alive()
+    third = host_keys.generate().public_line
+    with pytest.raises(HostKeyChanged) as caught:
+        connect(server.machine(host_key=other, next_host_key=third), server.client_key)
+    assert f"{host_keys.fingerprint(other)} (ssh-ed25519) or {host_keys.fingerprint(third)}" in caught.value.what
+
+
+def test_the_host_key_that_is_shown_can_be_asked_for_without_logging_in(server: Server) -> None:
+    logins = server.log.read_text().count("publickey")
+    assert transports.shown_host_key(server.address) == server.public_keys["ssh-ed25519"]
+    assert server.log.read_text().count("publickey") == logins
+    with pytest.raises(MachineUnreachable, match="shows no host key"):
+        transports.shown_host_key(dataclasses.replace(server.address, port=1))
+
+
 def test_a_machine_without_a_known_host_key_is_not_even_called(server: Server) -> None:
     with pytest.raises(ConnectionFailed, match="No host key is known for fastai") as caught:
         connect(server.machine(host_key=None, ssh=dataclasses.replace(server.address, port=1)), server.client_key)

@@ -75,17 +75,17 @@ def test_a_damaged_client_key_is_kept_and_named(tmp_path: Path) -> None:
     assert path.read_text() == "damaged"
 
 
-def test_known_hosts_has_a_line_for_each_alias() -> None:
+def test_known_hosts_has_a_line_for_each_key_of_each_alias() -> None:
     first, second = host_keys.generate().public_line, host_keys.generate().public_line
-    text = host_keys.known_hosts_text({"gpuops-b": second, "gpuops-a": first + " root@box\n"})
-    assert text == f"gpuops-a {first}\ngpuops-b {second}\n"
+    text = host_keys.known_hosts_text({"gpuops-b": [second, first], "gpuops-a": [first + " root@box\n"]})
+    assert text == f"gpuops-a {first}\ngpuops-b {second}\ngpuops-b {first}\n"
     assert host_keys.known_hosts_text({}) == ""
 
 
 @pytest.mark.parametrize("name", ["", "*", "a,b", "a b", "a\nb", "!a", "|1|x", "@revoked", "#a"])
 def test_a_name_that_would_mean_other_machines_too_is_refused(name: str) -> None:
     with pytest.raises(BadData):
-        host_keys.known_hosts_text({name: host_keys.generate().public_line})
+        host_keys.known_hosts_text({name: [host_keys.generate().public_line]})
 
 
 @pytest.mark.parametrize(
