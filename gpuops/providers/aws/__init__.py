@@ -3,127 +3,121 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gpuops import host_keys
-from gpuops.errors import GpuopsError, NothingOffered, ProviderError, UnknownType, VendorUnreachable
-from gpuops.machine import FORMAT, Inventory, Machine, Offer, Prepared, State, Trait, Unanswered, Wish
-from gpuops.providers.aws import catalogue, firewall, instances
-from gpuops.providers.aws.clients import Clients, code_of, translated
-from gpuops.render import render
+from gpuops.errors import (
+    GpuopsError,
+    ProviderError,
+    QuotaExceeded,
+    UnknownMachine,
+    VendorUnreachable,
+)
+from gpuops.machine import Finding, GpuType, Inventory, Machine, Offer, Prepared, Trait, Unanswered, Wish
+from gpuops.providers.aws import (
+    catalogue,
+    doctor,
+    firewall,
+    images,
+    instances,
+    network,
+    offers,
+    permissions,
+    prices,
+    quotas,
+    rehearsal,
+    request,
+)
+from gpuops.providers.aws.clients import Clients
+from gpuops.providers.aws.refusals import code_of, translated
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
+    from mypy_boto3_ec2.type_defs import FilterTypeDef, InstanceTypeDef
 
     from gpuops.settings import Settings
 
-_ALIVE = [state.value for state in State if state.exists and state is not State.UNKNOWN]
-_USER_DATA_LIMIT_BYTES = 16384  # EC2's limit, before base64
+_Answer = TypeVar("_Answer")
 
 
 class Aws:
     """EC2. A machine is ours by its tags, which are set in the call that creates it."""
 
     name = "aws"
-    traits = frozenset({Trait.STOP, Trait.TERMINATE, Trait.TAGS, Trait.USER_DATA, Trait.KNOWN_HOST_KEY})
+    traits = frozenset(
+        {Trait.STOP, Trait.TERMINATE, Trait.TAGS, Trait.USER_DATA, Trait.KNOWN_HOST_KEY, Trait.INTRODUCTION}
+    )
 
     def __init__(self, settings: Settings) -> None:
         self._region = settings.region
-        self._clients = Clients()
+        self._clients = Clients(settings.region)
         self._clients.check_region(settings.region)
+        self._prices = prices.Prices(settings.home / "prices.json")
         self._account = ""
 
     def account(self) -> str:
         if not self._account:
-            with translated("say whose credentials these are"):
+            with translated("say whose credentials these are", region=self._region):
                 self._account = self._clients.sts(self._region).get_caller_identity()["Account"]
         return self._account
 
     def offers(self, wish: Wish) -> list[Offer]:
-        for name in wish.types:
-            if name not in catalogue.TYPES:
-                raise UnknownType(name, catalogue.TYPES)
-        wanted = [catalogue.TYPES[name] for name in wish.types] or list(catalogue.TYPES.values())
-        ec2 = self._clients.ec2(wish.region)
-        with translated("list the machine types on offer"):
-            answer = ec2.describe_instance_type_offerings(
-                LocationType="region", Filters=[{"Name": "instance-type", "Values": [t.name for t in wanted]}]
-            )
-        offered = {offering["InstanceType"] for offering in answer["InstanceTypeOfferings"]}
-        images = {kind: self._image(ec2, kind, wish.region) for kind in {t.image for t in wanted if t.name in offered}}
-        offers = [
-            _offer(wish, gpu_type, image)
-            for gpu_type in wanted
-            if gpu_type.name in offered and (image := images[gpu_type.image]) is not None
-        ]
-        if not offers:
-            raise NothingOffered(
-                f"{wish.region} offers none of {', '.join(t.name for t in wanted)} with an image that fits.",
-                next_step="Try another region: gpuops up --region us-east-1",
-            )
-        return offers
+        ec2, ssm, pricing = self._clients.ec2(wish.region), self._clients.ssm(wish.region), self._clients.pricing()
+        return offers.find(ec2, ssm, pricing, wish, self._prices, now=datetime.now(timezone.utc))
+
+    def catalogue(self, wish: Wish) -> list[GpuType]:
+        ec2, pricing = self._clients.ec2(wish.region), self._clients.pricing()
+        return catalogue.listed(ec2, pricing, wish.types, wish.region, self._prices, now=datetime.now(timezone.utc))
+
+    def rehearse(self, wish: Wish, offer: Offer, *, client_key: str) -> None:
+        ec2, block = self._clients.ec2(offer.region), firewall.admitted_block(wish.admit)
+        image = images.named(ec2, offer.image_id, offer.region)
+        vpc_id = network.vpc_of(ec2, region=offer.region, subnet=offer.subnet)
+        group_id = rehearsal.firewall(ec2, vpc_id=vpc_id, block=block, port=wish.ssh_port)
+        rehearsal.launch(ec2, _prepared(wish, offer, image, group_id, client_key))
 
     def prepare(self, wish: Wish, offer: Offer, *, client_key: str) -> Prepared:
         ec2 = self._clients.ec2(offer.region)
-        group_id = self._let_in(wish, offer.region, wish.ssh_port, client_key)
-        with translated(f"describe the image {offer.image_id}"):
-            image = ec2.describe_images(ImageIds=[offer.image_id])["Images"][0]
-        host_key = host_keys.generate()
-        user_data = render(
-            "first-boot.yaml.j2",
-            name=wish.name,
-            format=FORMAT,
-            deadline_s=max(1, round(wish.max_hours * 3600)),
-            poweroff="systemctl poweroff",
-            host_private_key=host_key.private_text,
-            host_public_key=host_key.public_line,
-            client_public_key=client_key,
-        )
-        if len(user_data.encode()) > _USER_DATA_LIMIT_BYTES:
-            raise ProviderError(f"The first-boot data is over EC2's limit of {_USER_DATA_LIMIT_BYTES} bytes.")
-        tags = instances.tags(wish, offer, host_key=host_key.public_line, created=datetime.now(timezone.utc))
-        return Prepared(
-            offer=offer,
-            host_key=host_key.public_line,
-            request={
-                "ImageId": offer.image_id,
-                "InstanceType": offer.type,
-                "MinCount": 1,
-                "MaxCount": 1,
-                "SecurityGroupIds": [group_id],
-                "InstanceInitiatedShutdownBehavior": "stop",
-                "MetadataOptions": {
-                    "HttpEndpoint": "enabled",
-                    "HttpTokens": "required" if offer.imds_v2 else "optional",
-                    "HttpPutResponseHopLimit": 1,
-                },
-                "BlockDeviceMappings": [
-                    {
-                        "DeviceName": image["RootDeviceName"],
-                        "Ebs": {"VolumeSize": offer.disk_gb, "VolumeType": "gp3", "DeleteOnTermination": True},
-                    }
-                ],
-                "TagSpecifications": [
-                    {"ResourceType": kind, "Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
-                    for kind in ("instance", "volume")
-                ],
-                "UserData": user_data,
-            },
-        )
+
+        def open_firewall() -> str:
+            return firewall.ensure(
+                ec2,
+                vpc_id=network.vpc_of(ec2, region=offer.region, subnet=offer.subnet),
+                computer=_computer(client_key),
+                block=firewall.admitted_block(wish.admit),
+                port=wish.ssh_port,
+            )
+
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            image = pool.submit(images.named, ec2, offer.image_id, offer.region)
+            group_id = pool.submit(open_firewall)
+        return _prepared(wish, offer, image.result(), group_id.result(), client_key)
 
     def admit(self, machine: Machine, wish: Wish, *, client_key: str) -> None:
-        self._let_in(wish, machine.region, instances.ssh_port(machine.tags), client_key)
+        ec2 = self._clients.ec2(machine.region)
+        if group_id := firewall.group_of(ec2, machine.id):
+            firewall.let_in(
+                ec2,
+                group_id,
+                computer=_computer(client_key),
+                block=firewall.admitted_block(wish.admit),
+                port=instances.ssh_port(machine.tags),
+            )
 
     def launch(self, prepared: Prepared, token: str) -> Machine:
-        region = prepared.offer.region
+        offer = prepared.offer
         # A copy by way of JSON: boto3 changes the parameters that it is given (it encodes UserData in place).
         request = json.loads(json.dumps(prepared.request))
-        with translated(f"launch a {prepared.offer.type} in {region}"):
-            answer = self._clients.ec2(region, once=True).run_instances(**request, ClientToken=token)
-        return instances.machine(answer["Instances"][0], region)
+        try:
+            with translated(f"launch a {offer.type} in {offer.place}", region=offer.region):
+                answer = self._clients.ec2(offer.region, once=True).run_instances(**request, ClientToken=token)
+        except QuotaExceeded as error:
+            quotas.explain(error, self._clients, type_name=offer.type, region=offer.region)
+            raise
+        return self._machine(answer["Instances"][0], offer.region)
 
     def find(self, name: str) -> Inventory:
         return self._inventory({"Name": f"tag:{instances.NAME}", "Values": [name]})
@@ -133,127 +127,163 @@ class Aws:
 
     def refresh(self, machine: Machine) -> Machine:
         try:
-            with translated(f"describe {machine.id}"):
+            with translated(f"describe {machine.id}", region=machine.region):
                 answer = self._clients.ec2(machine.region).describe_instances(InstanceIds=[machine.id])
         except ProviderError as error:
             if code_of(error) != "InvalidInstanceID.NotFound":
                 raise
             # Not proof that it is gone: a new instance is not yet seen everywhere (EC2 guide, Eventual consistency).
             return instances.unseen(machine)
-        return instances.machine(answer["Reservations"][0]["Instances"][0], machine.region)
+        return self._machine(answer["Reservations"][0]["Instances"][0], machine.region)
+
+    def inspect(self, machine_id: str) -> Machine:
+        if not instances.is_id(machine_id):
+            raise UnknownMachine(machine_id, (), next_step="EC2's ids are like i-0123456789abcdef0: gpuops status")
+        # By a filter: asked for as such, an id that a region doesn't have is an error there.
+        found, unanswered = self._listed([{"Name": "instance-id", "Values": [machine_id]}])
+        if found:
+            return found[0]
+        if unanswered:
+            raise VendorUnreachable(
+                f"{machine_id} was not found, but these places did not answer: {_places(unanswered)}.",
+                next_step=f"Try again in a minute. {unanswered[0].place} said: {unanswered[0].reason}",
+            )
+        raise UnknownMachine(machine_id, (), next_step="Is it of another account? aws sts get-caller-identity")
+
+    def seen_host_keys(self, machine: Machine) -> tuple[str, ...]:
+        with translated(f"show the console of {machine.id}", region=machine.region):
+            answer = self._clients.ec2(machine.region).get_console_output(InstanceId=machine.id)
+        return instances.shown_host_keys(answer.get("Output", ""))
+
+    def label(self, machine: Machine, labels: Mapping[str, str]) -> None:
+        tags = instances.labelled(machine, labels)
+        with translated(f"label {machine.name} ({machine.id})", region=machine.region):
+            self._clients.ec2(machine.region).create_tags(
+                Resources=[machine.id], Tags=[{"Key": key, "Value": value} for key, value in tags.items()]
+            )
+
+    def introduce(self, machine: Machine, *, client_key: str) -> bool:
+        if machine.ssh is None:
+            return False
+        # It takes the key; whether the image has the agent that asks for it, EC2 can't tell.
+        with translated(f"introduce this computer to {machine.name}", region=machine.region):
+            return self._clients.instance_connect(machine.region).send_ssh_public_key(
+                InstanceId=machine.id, InstanceOSUser=machine.ssh.user, SSHPublicKey=client_key
+            )["Success"]
 
     def start(self, machine: Machine) -> None:
-        with translated(f"start {machine.name} ({machine.id})"):
-            self._clients.ec2(machine.region, once=True).start_instances(InstanceIds=[machine.id])
+        try:
+            with translated(f"start {machine.name} ({machine.id})", region=machine.region):
+                self._clients.ec2(machine.region, once=True).start_instances(InstanceIds=[machine.id])
+        except QuotaExceeded as error:
+            quotas.explain(error, self._clients, type_name=machine.type, region=machine.region)
+            raise
 
     def stop(self, machine: Machine) -> None:
-        with translated(f"stop {machine.name} ({machine.id})"):
+        with translated(f"stop {machine.name} ({machine.id})", region=machine.region):
             self._clients.ec2(machine.region).stop_instances(InstanceIds=[machine.id])
 
     def terminate(self, machine: Machine) -> None:
-        with translated(f"terminate {machine.name} ({machine.id})"):
+        with translated(f"terminate {machine.name} ({machine.id})", region=machine.region):
             self._clients.ec2(machine.region).terminate_instances(InstanceIds=[machine.id])
 
-    def _let_in(self, wish: Wish, region: str, port: int, client_key: str) -> str:
-        return firewall.ensure(
-            self._clients.ec2(region),
-            region=region,
-            computer=host_keys.fingerprint(client_key).removeprefix("SHA256:")[:12],
-            block=firewall.admitted_block(wish.admit),
-            port=port,
-        )
+    def tidy(self, region: str) -> list[str]:
+        with translated("tidy up", region=region):
+            return _tidied(self._clients.ec2(region), region)
 
-    def _image(self, ec2: EC2Client, kind: catalogue.Image, region: str) -> tuple[str, str, int] | None:
-        """(id, name, smallest disk in GB) of the region's image of that kind, or None where there is none."""
-        if kind is catalogue.Image.FAST_AI_COMMUNITY:
-            image_id = catalogue.COMMUNITY_AMIS.get(region)
-        else:
-            image_id = self._deep_learning_image(ec2, region)
-        if image_id is None:
-            return None
-        try:
-            with translated(f"describe the image {image_id}"):
-                found = ec2.describe_images(ImageIds=[image_id])["Images"]
-        except ProviderError as error:
-            # By id this is definite, also for an image that is deprecated and so hidden from searches.
-            if code_of(error).startswith("InvalidAMIID"):
-                return None
-            raise
-        if not found:
-            return None
-        sizes = [mapping["Ebs"].get("VolumeSize", 0) for mapping in found[0]["BlockDeviceMappings"] if "Ebs" in mapping]
-        return image_id, found[0].get("Name", image_id), max(sizes, default=0)
+    def sweep(self) -> list[str]:
+        answers = self._everywhere(_tidied)
+        if failed := {region: answer for region, answer in answers.items() if isinstance(answer, GpuopsError)}:
+            region, reason = next(iter(failed.items()))
+            raise VendorUnreachable(
+                f"Not everywhere could be looked: {', '.join(failed)}. {region} said: {reason.what}",
+                left_behind="A firewall (security group) of gpuops's may be left there; it costs nothing.",
+                next_step="Try again in a minute.",
+            )
+        return [word for answer in answers.values() if not isinstance(answer, GpuopsError) for word in answer]
 
-    def _deep_learning_image(self, ec2: EC2Client, region: str) -> str | None:
-        for parameter in catalogue.DEEP_LEARNING_PARAMETERS:
-            try:
-                with translated("look up the newest Deep Learning AMI"):
-                    return self._clients.ssm(region).get_parameter(Name=parameter)["Parameter"]["Value"]
-            except ProviderError as error:
-                if code_of(error) not in {"ParameterNotFound", "ParameterVersionNotFound"}:
-                    raise
-        with translated("look for the newest Deep Learning AMI"):
-            found = ec2.describe_images(
-                Owners=["amazon"], Filters=[{"Name": "name", "Values": [catalogue.DEEP_LEARNING_NAMES]}]
-            )["Images"]
-        newest = max(found, key=lambda image: image["CreationDate"], default=None)
-        return newest["ImageId"] if newest else None
+    def check(self, wish: Wish) -> list[Finding]:
+        return doctor.check(self, self._clients, wish, now=datetime.now(timezone.utc))
 
-    def _inventory(self, which: dict[str, object]) -> Inventory:
-        """Our machines in every enabled region, all asked at once; a region that fails is named, not left out."""
-        with translated("list the regions"):
-            regions = [r["RegionName"] for r in self._clients.ec2(self._region).describe_regions()["Regions"]]
-        askers = [(region, self._asker(region, which)) for region in regions]
-        with ThreadPoolExecutor(max_workers=max(1, len(askers))) as pool:
-            answers = list(pool.map(lambda asker: asker[1](), askers))
+    def policy(self) -> str:
+        return permissions.policy(self._clients.partition(self._region))
+
+    def _inventory(self, which: FilterTypeDef) -> Inventory:
+        """Our machines in every enabled region; a region that fails is named, not left out."""
+        machines, unanswered = self._listed([which, {"Name": "instance-state-name", "Values": instances.EXISTING}])
+        in_order = sorted(machines, key=lambda machine: (machine.name, machine.id))
+        return Inventory(machines=tuple(in_order), unanswered=tuple(unanswered))
+
+    def _listed(self, filters: list[FilterTypeDef]) -> tuple[list[Machine], list[Unanswered]]:
+        """Raises `VendorUnreachable` where no region answers."""
+
+        def described(ec2: EC2Client, region: str) -> list[InstanceTypeDef]:
+            with translated(f"list the machines in {region}", region=region):
+                pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
+                return [i for page in pages for reservation in page["Reservations"] for i in reservation["Instances"]]
+
         machines: list[Machine] = []
         unanswered: list[Unanswered] = []
-        for region, answer in zip(regions, answers, strict=True):
+        answers = self._everywhere(described)
+        for region, answer in answers.items():
             if isinstance(answer, GpuopsError):
                 unanswered.append(Unanswered(place=f"{self.name}/{region}", reason=answer.what))
             else:
-                machines += answer
-        if len(unanswered) == len(regions):
+                machines += [self._machine(instance, region) for instance in answer]
+        if len(unanswered) == len(answers):
             raise VendorUnreachable(
                 f"No region of AWS answered; {unanswered[0].place} said: {unanswered[0].reason}",
                 next_step="Try again in a minute.",
             )
-        return Inventory(machines=tuple(sorted(machines, key=lambda m: (m.name, m.id))), unanswered=tuple(unanswered))
+        return machines, unanswered
 
-    def _asker(self, region: str, which: dict[str, object]) -> Callable[[], list[Machine] | GpuopsError]:
-        ec2 = self._clients.ec2(region)  # made here, in one thread
-        filters = [which, {"Name": "instance-state-name", "Values": _ALIVE}]
-
-        def ask() -> list[Machine] | GpuopsError:
+    def _everywhere(self, ask: Callable[[EC2Client, str], _Answer]) -> dict[str, _Answer | GpuopsError]:
+        """What each enabled region answers, all asked at once, or how it failed."""
+        with translated("list the regions", region=self._region):
+            regions = [r["RegionName"] for r in self._clients.ec2(self._region).describe_regions()["Regions"]]
+        futures: dict[str, Future[_Answer]] = {}
+        with ThreadPoolExecutor(max_workers=max(1, len(regions))) as pool:
+            for region in regions:  # clients are made here, in one thread, while the first ones are asked already
+                futures[region] = pool.submit(ask, self._clients.ec2(region), region)
+        answers: dict[str, _Answer | GpuopsError] = {}
+        for region, future in futures.items():
             try:
-                with translated(f"list the machines in {region}"):
-                    pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)  # type: ignore[arg-type]
-                    found = [
-                        i for page in pages for reservation in page["Reservations"] for i in reservation["Instances"]
-                    ]
+                answers[region] = future.result()
             except GpuopsError as error:
-                return error
-            return [instances.machine(instance, region) for instance in found]
+                answers[region] = error
+        return answers
 
-        return ask
+    def _machine(self, instance: InstanceTypeDef, region: str) -> Machine:
+        return instances.machine(instance, region, self._prices)
 
 
-def _offer(wish: Wish, gpu_type: catalogue.GpuType, image: tuple[str, str, int]) -> Offer:
-    image_id, image_name, smallest_disk_gb = image
-    disk_gb = max(wish.disk_gb, smallest_disk_gb)
-    return Offer(
-        type=gpu_type.name,
-        region=wish.region,
-        zone=None,  # EC2 picks a zone that has room
-        image_id=image_id,
-        image_name=image_name,
-        user=catalogue.USER,
-        gpu=gpu_type.gpu,
-        gpu_memory_gb=gpu_type.gpu_memory_gb,
-        disk_gb=disk_gb,
-        price_usd_per_hour=catalogue.price(gpu_type.name, wish.region),
-        disk_usd_per_month=catalogue.disk_price(disk_gb, wish.region),
-        # The 2017 image is older than IMDSv2 (2019): its cloud-init reads the first version only.
-        imds_v2=gpu_type.image is not catalogue.Image.FAST_AI_COMMUNITY,
-        note=gpu_type.retired,
+def _tidied(ec2: EC2Client, region: str) -> list[str]:
+    """Delete our firewalls in the region, if no machine of ours is left there; a terminated one needs none."""
+    with translated(f"list the machines in {region}", region=region):
+        if ec2.describe_instances(Filters=instances.OURS)["Reservations"]:
+            return []
+    return [f"the firewall (security group) {group_id} in {region}" for group_id in firewall.remove(ec2)]
+
+
+def _places(unanswered: list[Unanswered]) -> str:
+    return ", ".join(place.place for place in unanswered)
+
+
+def _computer(client_key: str) -> str:
+    """This computer's id in the firewall: the beginning of its key's fingerprint."""
+    return host_keys.fingerprint(client_key).removeprefix("SHA256:")[:12]
+
+
+def _prepared(wish: Wish, offer: Offer, image: images.Image, group_id: str, client_key: str) -> Prepared:
+    host_key = host_keys.generate()
+    return Prepared(
+        offer=offer,
+        host_key=host_key.public_line,
+        request=request.build(
+            offer,
+            root_device=image.root_device,
+            group_id=group_id,
+            user_data=request.user_data(wish, host_key=host_key, client_key=client_key),
+            tags=instances.tags(wish, offer, host_key=host_key.public_line, created=datetime.now(timezone.utc)),
+        ),
     )

@@ -1,30 +1,27 @@
-"""boto3 clients, and the one place where AWS's errors become ours."""
+"""boto3 clients, from one session: profiles, single sign-on, roles and MFA work as in AWS's own tools."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import getpass
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import boto3
-import botocore.exceptions
+import botocore.session
 from botocore.config import Config
+from botocore.loaders import Loader
+from botocore.utils import JSONFileCache
 
-from gpuops.errors import (
-    BadSetting,
-    GpuopsError,
-    NoCapacity,
-    NoCredentials,
-    NotPermitted,
-    ProviderError,
-    StateError,
-    TokenSpent,
-    UnknownRegion,
-    VendorUnreachable,
-)
+from gpuops.errors import BadSetting, UnknownRegion
+from gpuops.providers.aws import permissions
+from gpuops.providers.aws.refusals import translated
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
+    from mypy_boto3_ec2_instance_connect.client import EC2InstanceConnectClient
+    from mypy_boto3_pricing.client import PricingClient
+    from mypy_boto3_service_quotas.client import ServiceQuotasClient
     from mypy_boto3_ssm.client import SSMClient
     from mypy_boto3_sts.client import STSClient
 
@@ -34,53 +31,21 @@ _PATIENT = Config(connect_timeout=5, read_timeout=8, retries={"mode": "standard"
 # to the zone that has just said that it is full. What to do about it is for the caller to decide.
 _ONCE = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 1})
 
-_CREDENTIALS_HINT = (
-    "Give AWS credentials in one of these ways: a profile (`aws configure`, then AWS_PROFILE=name), single sign-on "
-    "(`aws sso login`), or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment. To try gpuops without an "
-    "account: gpuops --sandbox up"
-)
-
-_FAMILIES: dict[str, type[GpuopsError]] = {
-    "AuthFailure": NoCredentials,
-    "ExpiredToken": NoCredentials,
-    "ExpiredTokenException": NoCredentials,
-    "InvalidAccessKeyId": NoCredentials,
-    "InvalidClientTokenId": NoCredentials,
-    "MissingAuthenticationToken": NoCredentials,
-    "RequestExpired": NoCredentials,
-    "SignatureDoesNotMatch": NoCredentials,
-    "UnrecognizedClientException": NoCredentials,
-    "InstanceLimitExceeded": NoCapacity,
-    "InsufficientHostCapacity": NoCapacity,
-    "InsufficientInstanceCapacity": NoCapacity,
-    "Unsupported": NoCapacity,
-    "VcpuLimitExceeded": NoCapacity,
-    "AccessDenied": NotPermitted,
-    "AccessDeniedException": NotPermitted,
-    "Blocked": NotPermitted,
-    "OptInRequired": NotPermitted,
-    "PendingVerification": NotPermitted,
-    "UnauthorizedOperation": NotPermitted,
-    "IdempotentInstanceTerminated": TokenSpent,
-    "IdempotentParameterMismatch": TokenSpent,
-    "IncorrectInstanceState": StateError,
-    "IncorrectState": StateError,
-    "EC2ThrottledException": VendorUnreachable,
-    "InternalError": VendorUnreachable,
-    "InternalFailure": VendorUnreachable,
-    "RequestLimitExceeded": VendorUnreachable,
-    "ServiceUnavailable": VendorUnreachable,
-    "Throttling": VendorUnreachable,
-    "Unavailable": VendorUnreachable,
-}
+_PRICING_REGION = "us-east-1"  # one of the few that have an endpoint of the Pricing API; it knows all regions' prices
 
 
 class Clients:
-    """EC2, SSM and STS clients for any region, from one session: profiles and SSO work as they do in boto3."""
+    """One client per service and region, made when it is first asked for. In the region `home`, roles are assumed."""
 
-    def __init__(self) -> None:
-        with translated("ask AWS"):
-            self._session = boto3.Session()
+    def __init__(self, home: str) -> None:
+        with translated("say what it may be asked"):
+            session = botocore.session.Session()
+            session.set_config_variable("region", home)
+            session.register_component("data_loader", _OurCalls())
+            self._session = boto3.Session(botocore_session=session)
+            # Where AWS's own command line keeps a role's credentials: a code of MFA is asked for once, not each time.
+            provider = session.get_component("credential_provider").get_provider("assume-role")
+            provider.cache = JSONFileCache(str(Path.home() / ".aws" / "cli" / "cache"))
         self._made: dict[tuple[str, str, bool], object] = {}
 
     def ec2(self, region: str, *, once: bool = False) -> EC2Client:
@@ -88,27 +53,46 @@ class Clients:
         return self._client("ec2", region, once)  # type: ignore[return-value]
 
     def ssm(self, region: str) -> SSMClient:
-        return self._client("ssm", region, False)  # type: ignore[return-value]
+        return self._client("ssm", region)  # type: ignore[return-value]
 
     def sts(self, region: str) -> STSClient:
-        return self._client("sts", region, False)  # type: ignore[return-value]
+        return self._client("sts", region)  # type: ignore[return-value]
+
+    def instance_connect(self, region: str) -> EC2InstanceConnectClient:
+        return self._client("ec2-instance-connect", region)  # type: ignore[return-value]
+
+    def quotas(self, region: str) -> ServiceQuotasClient:
+        return self._client("service-quotas", region)  # type: ignore[return-value]
+
+    def pricing(self) -> PricingClient:
+        return self._client("pricing", _PRICING_REGION)  # type: ignore[return-value]
 
     def check_region(self, region: str) -> None:
         """Raises `UnknownRegion`, naming the closest, for a region that no AWS partition has."""
-        known = {
-            name
-            for partition in self._session.get_available_partitions()
-            for name in self._session.get_available_regions("ec2", partition_name=partition)
-        }
+        known = self.regions_of("ec2")
         if region not in known:
             raise UnknownRegion(region, known, next_step="Name one with --region, for example --region us-west-2.")
 
-    def _client(self, service: str, region: str, once: bool) -> object:
+    def regions_of(self, service: str) -> list[str]:
+        """Where AWS has the service, as far as boto3 knows, in all partitions."""
+        return [
+            name
+            for partition in self._session.get_available_partitions()
+            for name in self._session.get_available_regions(service, partition_name=partition)
+        ]
+
+    def partition(self, region: str) -> str:
+        """ "aws", or "aws-cn", "aws-us-gov": what the names of resources begin with."""
+        return self._session.get_partition_for_region(region)
+
+    def _client(self, service: str, region: str, once: bool = False) -> object:
         # Kept, and made only here: making a client is slow, and not safe in several threads at once.
         key = (service, region, once)
         if key not in self._made:
             try:
-                with translated(f"reach AWS in {region}"):
+                with translated(f"answer in {region}", region=region):
+                    if not self._made:
+                        self._identify()
                     self._made[key] = self._session.client(  # type: ignore[call-overload]
                         service, region_name=region, config=_ONCE if once else _PATIENT
                     )
@@ -118,52 +102,24 @@ class Clients:
                 ) from error
         return self._made[key]
 
-
-@contextlib.contextmanager
-def translated(action: str) -> Iterator[None]:
-    """Errors of AWS and of boto3 leave this block as ours; `action` completes "AWS refused to …"."""
-    try:
-        yield
-    except botocore.exceptions.ClientError as error:
-        raise _from_aws(error, action) from error
-    except (
-        botocore.exceptions.NoCredentialsError,
-        botocore.exceptions.PartialCredentialsError,
-        botocore.exceptions.ProfileNotFound,
-        botocore.exceptions.CredentialRetrievalError,
-        botocore.exceptions.TokenRetrievalError,
-        botocore.exceptions.SSOError,
-        botocore.exceptions.UnauthorizedSSOTokenError,
-    ) as error:
-        raise NoCredentials(f"AWS doesn't know who is asking: {error}.", next_step=_CREDENTIALS_HINT) from error
-    except (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError) as error:
-        raise VendorUnreachable(
-            f"AWS did not answer when asked to {action}: {error}",
-            next_step="Check the network (and AWS_ENDPOINT_URL, if it is set), then run `gpuops status`.",
-        ) from error
-    except botocore.exceptions.BotoCoreError as error:
-        raise ProviderError(f"AWS could not be asked to {action}: {error}") from error
+    def _identify(self) -> None:
+        """Ask for a code of MFA, if one is needed, at a moment of our choosing and only where someone can answer."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)  # its fallback without a terminal: reading stdin
+            if credentials := self._session.get_credentials():
+                credentials.get_frozen_credentials()
 
 
-def code_of(error: BaseException | None) -> str:
-    """AWS's error code behind one of our errors, or ""."""
-    cause = error.__cause__ if error else None
-    return str(cause.response["Error"]["Code"]) if isinstance(cause, botocore.exceptions.ClientError) else ""
+class _OurCalls(Loader):
+    """Of EC2's eight hundred operations, boto3 gets to know those that our policy permits.
 
+    It makes a method of each for every region's client, which takes longer than all the rest of listing machines.
+    """
 
-def _from_aws(error: botocore.exceptions.ClientError, action: str) -> GpuopsError:
-    code = str(error.response.get("Error", {}).get("Code", "Unknown"))
-    message = str(error.response.get("Error", {}).get("Message", "")).rstrip(".")
-    what = f"AWS refused to {action}: {message} ({code})."
-    if family := _FAMILIES.get(code):
-        return family(what, next_step=_NEXT_STEPS.get(family, ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    # A 5xx we don't know leaves open whether the call was carried out.
-    return VendorUnreachable(what, next_step="Run `gpuops status`.") if status >= 500 else ProviderError(what)
-
-
-_NEXT_STEPS: dict[type[GpuopsError], str] = {
-    NoCredentials: _CREDENTIALS_HINT,
-    NotPermitted: "Ask the account's administrator for this permission, then try again.",
-    VendorUnreachable: "Try again in a minute; `gpuops status` shows what runs meanwhile.",
-}
+    def load_service_model(self, service_name: str, type_name: str, api_version: str | None = None) -> Any:
+        model = super().load_service_model(service_name, type_name, api_version)
+        if (service_name, type_name) != ("ec2", "service-2"):
+            return model
+        names = {permissions.operation(action) for action in permissions.ACTIONS}
+        ours = {name: called for name, called in model["operations"].items() if name in names}
+        return {**model, "operations": ours}
