@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
 
+from gpuops.errors import OverLimit
 from gpuops.machine import Machine
 
-_SHORTEST_S = 60.0  # EC2 bills by the second, 60 s at least for every start
+SHORTEST_S = 60.0
+"""EC2 bills by the second, 60 s at least for every start (aws.amazon.com/ec2/pricing, "Per Second Billing")."""
 
 
 def rate(price_usd_per_hour: float | None) -> str:
@@ -19,14 +21,6 @@ def per_hour(machine: Machine) -> str:
     return rate(machine.price_usd_per_hour) if machine.state.bills else "$0/h"
 
 
-def session_usd(machine: Machine, until: datetime) -> float | None:
-    """What the machine's hours have cost since its last start, by the provider's clock; None where that isn't known."""
-    if machine.price_usd_per_hour is None or machine.launched_at is None:
-        return None
-    seconds = max(_SHORTEST_S, (until - machine.launched_at).total_seconds())
-    return seconds / 3600 * machine.price_usd_per_hour
-
-
 def monthly(price_usd_per_month: float | None) -> str:
     """For example "$8.00/month"."""
     return "an unknown price per month" if price_usd_per_month is None else f"${price_usd_per_month:.2f}/month"
@@ -35,3 +29,59 @@ def monthly(price_usd_per_month: float | None) -> str:
 def disk(machine: Machine) -> str:
     """What its disk costs, running or stopped."""
     return monthly(machine.disk_usd_per_month)
+
+
+def deadline_hours(
+    max_hours: float, max_usd: float | None, *, spent_usd: float | None, price_usd_per_hour: float | None
+) -> float:
+    """How many hours a machine of that price may run, of which `spent_usd` (None: not known) has been spent already.
+
+    `max_usd` is about hours alone: the disk costs a hundredth of them, and goes on costing when the machine has
+    stopped, so no deadline could keep it within a limit. Raises `OverLimit` where the limit can't be kept.
+    """
+    if max_usd is None:
+        return max_hours
+    if price_usd_per_hour is None or spent_usd is None:
+        unknown = "the price per hour" if price_usd_per_hour is None else "what has been spent"
+        raise OverLimit(
+            f"A limit of {usd(max_usd)} can't be kept: {unknown} isn't known.",
+            left_behind="Nothing was started.",
+            next_step="Limit the hours instead, with --max-hours; or take a machine of a known price: gpuops offers",
+        )
+    if spent_usd >= max_usd:
+        raise OverLimit(
+            f"{usd(spent_usd)} of the limit of {usd(max_usd)} has been spent: nothing is left to run a machine for.",
+            left_behind="Nothing was started.",
+            next_step="Allow more, with a higher --max-usd. What has been spent: gpuops cost",
+        )
+    if price_usd_per_hour == 0:
+        return max_hours
+    return min(max_hours, (max_usd - spent_usd) / price_usd_per_hour)
+
+
+def estimate(
+    hours_before: Sequence[float], *, recipe: str, machine_type: str, price_usd_per_hour: float | None
+) -> str | None:
+    """For example "about 0.4 h and $0.21, as 3 earlier runs of digits on g4dn.xlarge"; None without earlier runs."""
+    if not hours_before:
+        return None
+    import statistics  # slow to import
+
+    hours = statistics.median(hours_before)
+    price = "at an unknown price" if price_usd_per_hour is None else f"and {usd(hours * price_usd_per_hour)}"
+    runs = "an earlier run" if len(hours_before) == 1 else f"{len(hours_before)} earlier runs"
+    return f"about {duration(hours)} {price}, as {runs} of {recipe} on {machine_type}"
+
+
+def usd(amount: float) -> str:
+    """For example "$1.05"; of less than a cent the first digits that say something."""
+    return f"${amount:.4f}" if 0 < amount < 0.01 else f"${amount:,.2f}"
+
+
+def duration(hours: float) -> str:
+    """For example "12 h", "5 h 31 min", "24 min", "8 s"."""
+    seconds = round(hours * 3600)
+    if seconds < 60:
+        return f"{seconds} s"
+    whole, minutes = divmod(round(seconds / 60), 60)
+    return " ".join(filter(None, (f"{whole} h" if whole else "", f"{minutes} min" if minutes else "")))

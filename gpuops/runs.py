@@ -24,7 +24,8 @@ class Run:
     """What was asked for: written once, before the job starts, here and on the machine (``run.json``).
 
     `then` is what becomes of the machine after the job: "stop", "terminate" or "keep". Without a client it stops by
-    itself `grace_minutes` after the job's end, by the command `poweroff`.
+    itself `grace_minutes` after the job's end, by the command `poweroff`. `type` is the machine's, "" in a run that was
+    written without it; `max_usd` is the most that the run's machine-hours may cost.
     """
 
     id: str
@@ -43,6 +44,8 @@ class Run:
     grace_minutes: float
     poweroff: tuple[str, ...]
     created: str
+    type: str = ""
+    max_usd: float | None = None
     format: int = FORMAT
 
     @property
@@ -128,6 +131,9 @@ def from_json(data: bytes, *, where: str) -> Run:
         run = Run(**values)  # type: ignore[arg-type]
         if not is_id(run.id):
             raise ValueError(f"{run.id!r} is not the id of a run")
+        for amount in (run.price_usd_per_hour, run.max_usd):  # these become limits, and may come from a machine
+            if amount is not None and not isinstance(amount, int | float):
+                raise ValueError(f"{amount!r} is no amount of USD")
     except (ValueError, TypeError, LookupError) as error:
         raise BadData(f"{where}/run.json is damaged: {error}.", next_step="gpuops pull") from error
     return run

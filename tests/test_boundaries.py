@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
-_LEAVES = ("settings", "runs", "results", "cost", "render", "ssh_config", "host_keys", "launches", "durable")
+_LEAVES = (
+    *("settings", "runs", "results", "cost", "render", "ssh_config", "host_keys", "launches", "durable"),
+    *("ledger", "machine_hours"),
+)
 
 
 def _files(package: str) -> list[Path]:
