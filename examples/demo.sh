@@ -21,7 +21,7 @@ trap 'gpuops sandbox stop >/dev/null' EXIT
 trap 'exit 130' INT TERM
 
 # A machine up, reached, and down again; and up at another address under the same name.
-say gpuops --sandbox up fast-ai -y
+say gpuops --sandbox up fast-ai --type g4dn.xlarge --max-usd 2 -y
 if command -v ssh >/dev/null; then
     # The plain program, with the config that gpuops writes: no prompt, and no warning about an unknown host.
     say ssh -F demo/home/ssh/gpuops.config fast-ai 'echo "$(whoami) on a machine with $(python3 --version)"'
@@ -34,6 +34,7 @@ say gpuops --sandbox down fast-ai
 # The main job, in one command. The sandbox's machine has no GPU; that this is a CPU run has to be said.
 say gpuops --sandbox train digits --allow-cpu -y
 say gpuops --sandbox runs
+say gpuops --sandbox cost
 
 # Its results are home, so the machine may be deleted.
 say gpuops --sandbox down fast-ai --terminate -y

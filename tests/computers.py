@@ -109,6 +109,9 @@ class Cloud:
     def add_faults(self, *faults: Mapping[str, Any]) -> None:
         self.http("POST", "/gpuops/faults", list(faults))
 
+    def lift_faults(self) -> None:
+        self.http("DELETE", "/gpuops/faults")
+
     def calls(self, action: str) -> list[dict[str, Any]]:
         return [call for call in self.http("GET", "/gpuops/calls") if call["action"] == action]
 
@@ -120,16 +123,19 @@ class Cloud:
 
     def clean(self) -> None:
         """No faults, no machines."""
-        self.http("DELETE", "/gpuops/faults")
+        self.lift_faults()
         for region in {call["region"] for call in self.calls("RunInstances")}:
             if ids := [instance["InstanceId"] for instance in self.instances(region=region)]:
                 self.client(region=region).terminate_instances(InstanceIds=ids)
 
-    def forget_firewall(self) -> None:
-        """As in an account in which gpuops has never been."""
+    def forget_firewall(self, region: str = REGION) -> None:
+        """As in an account in which gpuops has never been; its machines have to be gone, or on their way."""
+        ec2 = self.client(region=region)
+        going = [{"Name": "instance-state-name", "Values": ["shutting-down"]}]
+        until(lambda: not ec2.describe_instances(Filters=going)["Reservations"], "all are terminated")
         wanted = [{"Name": "group-name", "Values": ["gpuops"]}]
-        for group in self.client().describe_security_groups(Filters=wanted)["SecurityGroups"]:
-            self.client().delete_security_group(GroupId=group["GroupId"])
+        for group in ec2.describe_security_groups(Filters=wanted)["SecurityGroups"]:
+            ec2.delete_security_group(GroupId=group["GroupId"])
 
     def close(self) -> None:
         for client in self.clients.values():
@@ -169,7 +175,7 @@ class Computer:
 
     def has_machine(self, state: State = State.RUNNING, **flags: object) -> Machine:
         """A machine that an earlier `up` of this computer has left in that state, made without going through `up`."""
-        provider, wish = self.cloud.provider, self.settings(**{"types": "p2.xlarge", **flags}).wish()
+        provider, wish = self.cloud.provider, self.settings(**{"types": "g4dn.xlarge", **flags}).wish()
         prepared = provider.prepare(wish, provider.offers(wish)[0], client_key=self.client_key)
         machine = provider.launch(prepared, self.cloud.token())
         until(lambda: provider.refresh(machine).state is State.RUNNING, f"{machine.id} runs")

@@ -44,8 +44,8 @@ class QuickMachine:
 
     @property
     def python(self) -> Path:
-        """In fast.ai's community image, the interpreter that has torch lies there."""
-        return self.home / "src" / "anaconda3" / "envs" / "fastai" / "bin" / "python"
+        """What its PATH finds first."""
+        return self.home / ".local" / "bin" / "python3"
 
     @property
     def state(self) -> str:

@@ -84,7 +84,7 @@ def test_pull_of_a_run_that_no_one_has_says_so(computer: Computer) -> None:
 def test_a_run_that_was_interrupted_has_not_succeeded(computer: Computer) -> None:
     quick = quick_machine(computer)
     quick.hold()
-    with computer.process("train", "digits", "-y", "--type", "p2.xlarge") as process:
+    with computer.process("train", "digits", "-y", "--type", "g4dn.xlarge") as process:
         assert process.stdout
         assert process.stdout.readline() == "epoch 1\n"
         # The wrapper and all below it, as a crash of the machine's would take them.
@@ -96,7 +96,7 @@ def test_a_run_that_was_interrupted_has_not_succeeded(computer: Computer) -> Non
 
 def test_a_run_whose_machine_another_command_holds_says_that_it_still_bills(computer: Computer) -> None:
     quick = quick_machine(computer)
-    settings = computer.settings(types="p2.xlarge")
+    settings = computer.settings(types="g4dn.xlarge")
     key = f"aws-{computer.cloud.provider.account()}-{computer.name}"
     held = lifecycle.locked(settings.home / "locks", key)
 
@@ -119,7 +119,7 @@ def test_a_run_whose_machine_another_command_holds_says_that_it_still_bills(comp
     finally:
         held.__exit__(None, None, None)
     assert finished.outcome.state == "succeeded"
-    assert "left running, at $0.900/h: another gpuops command is at work on it" in finished.still_bills
+    assert "left running, at $0.544/h: another gpuops command is at work on it" in finished.still_bills
     assert quick.state == "running"
 
 
@@ -165,7 +165,7 @@ def test_a_network_that_goes_away_while_a_run_is_followed_loses_none_of_it(compu
             quick.let_go()
 
     finished = workflow.train(
-        computer.settings(types="p2.xlarge"),
+        computer.settings(types="g4dn.xlarge"),
         Training(recipe=jobs.recipe_file("digits"), data="digits"),
         then="stop",
         confirm=agree,

@@ -16,6 +16,7 @@ from tests.computers import Computer, until
 from tests.kill_points import kill_at
 from tests.quick_machine import QuickMachine, quick_machine, slow_rsync
 
+_TYPE = "g4dn.xlarge"
 _SOON_MINUTES = "0.03"
 _TWO_SECONDS = str(2 / 3600)
 
@@ -48,7 +49,7 @@ def _killed(computer: Computer, *words: str, when: Callable[[], object], **chang
 
 def _shows_a_bill(computer: Computer, name: str) -> bool:
     [machine] = [machine for machine in computer.status().machines if machine.name == name]
-    return machine.state.bills and machine.price_usd_per_hour == 0.9
+    return machine.state.bills and machine.price_usd_per_hour is not None
 
 
 def _brings_home(computer: Computer, quick: QuickMachine) -> bool:
@@ -69,7 +70,7 @@ def test_killed_right_after_the_launch(mine: Computer, other: Computer) -> None:
 
 
 def test_killed_while_it_ships(mine: Computer, other: Computer, tmp_path: Path) -> None:
-    quick = quick_machine(mine, max_hours=8 / 3600)
+    quick = quick_machine(mine, types=_TYPE, max_hours=8 / 3600)
     (tmp_path / "photos").mkdir()
     for number in range(200):
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(bytes(1000))
@@ -85,7 +86,7 @@ def test_killed_while_it_ships(mine: Computer, other: Computer, tmp_path: Path) 
 
 
 def test_killed_while_it_trains(mine: Computer, other: Computer) -> None:
-    quick = quick_machine(mine, State.STOPPED)
+    quick = quick_machine(mine, State.STOPPED, types=_TYPE)
     quick.hold()
 
     def the_training_has_begun() -> bool:
@@ -99,7 +100,7 @@ def test_killed_while_it_trains(mine: Computer, other: Computer) -> None:
 
 
 def test_killed_while_it_brings_the_results_home(mine: Computer, other: Computer) -> None:
-    quick = quick_machine(mine)
+    quick = quick_machine(mine, types=_TYPE)
     crawls = slow_rsync(mine, ":gpuops/runs/", kb_per_s=20)
 
     def some_of_it_is_home() -> bool:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from gpuops import __version__
-from gpuops.cli import machines, runs, sandbox, screen
+from gpuops.cli import account, bills, machines, runs, sandbox, screen, takeover
 from gpuops.errors import BadInput, Bug, GpuopsError, LocalTrouble
 
 _INTERRUPTED_EXIT_CODE = 130
@@ -50,10 +50,18 @@ cli.add_command(machines.up)
 cli.add_command(machines.status)
 cli.add_command(machines.ssh)
 cli.add_command(machines.down)
+cli.add_command(machines.extend)
+cli.add_command(machines.reap)
 cli.add_command(runs.train)
 cli.add_command(runs.attach)
 cli.add_command(runs.pull)
 cli.add_command(runs.runs)
+cli.add_command(account.offers)
+cli.add_command(bills.cost)
+cli.add_command(account.doctor)
+cli.add_command(takeover.adopt)
+cli.add_command(takeover.admit)
+cli.add_command(account.uninstall)
 cli.add_command(sandbox.group)
 
 

@@ -1,63 +1,55 @@
-"""`gpuops up`, `status`, `ssh`, `down`: a machine's life."""
+"""`gpuops up`, `status`, `ssh`, `down`, `extend`, `reap`: a machine's life."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from gpuops import cost
-from gpuops.cli import screen
-from gpuops.errors import NoSshProgram, VendorUnreachable
+from gpuops.cli import plan, screen
+from gpuops.errors import BadInput, NoSshProgram, StateError, VendorUnreachable
 from gpuops.machine import FORMAT, Machine, State
 
 if TYPE_CHECKING:
-    from gpuops.lifecycle import Plan
-    from gpuops.machine import Inventory, Offer
+    from gpuops.machine import Inventory
     from gpuops.settings import Settings
     from gpuops.workflow import Farewell
 
-
-def _where(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say at which provider."""
-    command = click.option("--region", help="The provider's region. Default: us-west-2.")(command)
-    return click.option("--provider", help="Where machines come from. Default: aws.")(command)
-
-
-def machine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say what kind of machine is launched."""
-    for option in (
-        click.option("--admit", help="The one address block that may reach ssh. Default: this computer's address."),
-        click.option("--max-hours", type=float, help="It stops by itself this long after every boot. Default: 12."),
-        click.option("--disk-gb", type=int, help="Size of the disk. Default: 100."),
-        click.option("--type", "types", multiple=True, help="Machine type; several are tried in order."),
-        _where,
-    ):
-        command = option(command)
-    return command
+_DURATION = re.compile(r"(?P<count>\d+(\.\d+)?)\s*(?P<unit>h|m|min|d)")
+_HOURS = {"h": 1.0, "m": 1 / 60, "min": 1 / 60, "d": 24.0}
 
 
 @click.command()
 @click.argument("name", required=False)
-@machine_options
+@plan.machine_options
+@plan.dry_run_option
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
-def up(yes: bool, **flags: object) -> None:
+def up(yes: bool, dry_run: bool, **flags: object) -> None:
     """Start the machine (or launch it), and make `ssh NAME` work."""
     from gpuops import workflow
 
     settings = resolve(**flags)
     with screen.Progress() as progress:
-        machine = workflow.up(settings, confirm=confirm_plan(settings, progress, yes=yes), tell=progress.tell)
+        if dry_run:
+            workflow.rehearse(settings, show=lambda p: plan.show_plan(p, settings, progress), tell=progress.tell)
+            screen.say(REHEARSED)
+            return
+        machine = workflow.up(settings, confirm=plan.confirm_plan(settings, progress, yes=yes), tell=progress.tell)
     screen.say(f"{machine.name} runs: {machine.type} in {machine.place}, {cost.per_hour(machine)}.")
-    screen.say(_stops(machine))
+    screen.say(f"It stops {plan.deadline(machine)}." if machine.deadline else plan.deadline(machine).capitalize() + ".")
     book = workflow.address_book(settings)
     plain = settings.ssh_config == Path.home() / ".ssh" / "config"
     screen.say(f"  ssh {machine.name}" if plain else f"  ssh -F {book.path} {machine.name}")
+
+
+REHEARSED = "That is the plan, and it would be permitted. Nothing was changed."
 
 
 @click.command()
@@ -73,10 +65,7 @@ def status(as_json: bool, **flags: object) -> None:
 
     inventory = workflow.status(resolve(**flags), show=show)
     if inventory.unanswered and not as_json:
-        silent = "".join(f"\n  {place.place}: {place.reason}" for place in inventory.unanswered)
-        raise VendorUnreachable(
-            f"Not all places answered; what runs there is not shown.{silent}", next_step="gpuops status"
-        )
+        raise _silent(inventory, "gpuops status")
 
 
 @click.command(
@@ -104,7 +93,7 @@ def ssh(name: str | None, command: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@_where
+@plan.where
 @click.option("--terminate", is_flag=True, help="Delete the machine and its disk, after asking.")
 @click.option("--discard", is_flag=True, help="With --terminate: give up runs and files that are nowhere else.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
@@ -130,6 +119,49 @@ def down(terminate: bool, discard: bool, yes: bool, **flags: object) -> None:
         screen.say(f"{machine.name} is gone, with its disk: it costs nothing any more.")
 
 
+@click.command()
+@click.argument("name")
+@click.argument("by", metavar="DURATION")
+def extend(name: str, by: str) -> None:
+    """Let the machine run longer before it stops by itself: gpuops extend NAME 3h."""
+    from gpuops import workflow
+
+    said = _DURATION.fullmatch(by.strip().lower())
+    if not said or not 0 < (more := float(said["count"]) * _HOURS[said["unit"]]) <= 24 * 30:
+        raise BadInput(
+            f"{by!r} is no duration.", left_behind="Nothing was changed.", next_step=f"gpuops extend {name} 3h"
+        )
+    with screen.Progress() as progress:
+        machine = workflow.extend(resolve(name=name), more, tell=progress.tell)
+    price = machine.price_usd_per_hour
+    costs = f"up to ${price * more:.2f} more" if price is not None else "at an unknown price"
+    screen.say(f"{machine.name} runs {cost.duration(more)} longer, {costs}. It stops {plan.deadline(machine)}.")
+
+
+@click.command()
+def reap() -> None:
+    """Stop every machine that should have stopped by itself; disks are kept."""
+    from gpuops import workflow
+
+    with screen.Progress() as progress:
+        reaped = workflow.reap(resolve(), tell=progress.tell)
+    for machine in reaped.stopped:
+        screen.say(f"{machine.name} ({machine.id}) was past its deadline and is {machine.state.value} now.")
+    for machine in reaped.without_deadline:
+        screen.say(f"{machine.name} ({machine.id}) has no deadline: it runs on, at {cost.per_hour(machine)}.")
+    if not reaped.stopped and not reaped.failed:
+        screen.say("No machine is past its deadline.")
+    if reaped.failed:
+        machine, error = reaped.failed[0]
+        raise StateError(
+            f"{len(reaped.failed)} could not be stopped. {machine.name} ({machine.id}): {error.what}",
+            left_behind=f"It may go on costing {cost.per_hour(machine)}.",
+            next_step="gpuops reap",
+        )
+    if reaped.inventory.unanswered:
+        raise _silent(reaped.inventory, "gpuops reap")
+
+
 def resolve(**flags: object) -> Settings:
     """Settings from these flags, this environment and this folder."""
     from gpuops import settings
@@ -138,17 +170,9 @@ def resolve(**flags: object) -> Settings:
     return settings.resolve(flags, environ=os.environ, folder=Path.cwd())
 
 
-def confirm_plan(
-    settings: Settings, progress: screen.Progress, *, yes: bool, afterwards: str = ""
-) -> Callable[[Plan], None]:
-    """Show what is about to be done, what it costs and what comes afterwards; and ask, unless nothing new will bill."""
-
-    def confirm(plan: Plan) -> None:
-        progress.pause()
-        _show_plan(plan, settings, afterwards)
-        screen.ask(_question(plan), yes=yes or _costs_nothing_new(plan))
-
-    return confirm
+def _silent(inventory: Inventory, command: str) -> VendorUnreachable:
+    places = "".join(f"\n  {place.place}: {place.reason}" for place in inventory.unanswered)
+    return VendorUnreachable(f"Not all places answered; what runs there is not shown.{places}", next_step=command)
 
 
 def _farewell_question(farewell: Farewell) -> str:
@@ -163,72 +187,26 @@ def _farewell_question(farewell: Farewell) -> str:
     return ""
 
 
-def _costs_nothing_new(plan: Plan) -> bool:
-    return plan.existing is not None and plan.existing.state in {State.RUNNING, State.PENDING}
-
-
-def _question(plan: Plan) -> str:
-    price = plan.existing.price_usd_per_hour if plan.existing else plan.offer.price_usd_per_hour if plan.offer else None
-    return f"Start it, at {cost.rate(price)}?"
-
-
-def _show_plan(plan: Plan, settings: Settings, afterwards: str) -> None:
-    if plan.existing:
-        machine = plan.existing
-        hours = machine.max_hours or settings.max_hours
-        rows = [
-            ("use" if _costs_nothing_new(plan) else "start", f"{machine.name} ({machine.id}), {machine.state.value}"),
-            ("type", f"{machine.type} in {machine.zone or machine.region}"),
-            ("price", f"{cost.rate(machine.price_usd_per_hour)} while it runs; disk {cost.disk(machine)}"),
-            ("stops", f"by itself {hours:g} h after every boot"),
-        ]
-        if settings.max_hours < hours:
-            rows.append(("note", f"--max-hours is for a new machine; this one keeps its {hours:g} h"))
-    else:
-        offer = plan.offer
-        assert offer is not None  # a plan without a machine has an offer: NothingOffered was raised otherwise
-        rows = [
-            ("finish" if plan.unfinished else "launch", f"{settings.name}: {_type(offer)} in {offer.region}"),
-            ("image", f"{offer.image_name} ({offer.image_id})"),
-            ("price", f"{cost.rate(offer.price_usd_per_hour)} while it runs"),
-            ("disk", f"{offer.disk_gb} GB, {cost.monthly(offer.disk_usd_per_month)} until it is deleted"),
-            ("stops", f"by itself {settings.max_hours:g} h after every boot (--max-hours)"),
-        ]
-        if offer.note:
-            instead = next((o for o in plan.offers if not o.note), None)
-            rows.append(("note", f"{offer.note}; today it gives {_priced(instead)}" if instead else offer.note))
-    rows += [("warning", f"{place.place} did not answer: {place.reason}") for place in plan.unanswered]
-    screen.rows([*rows, ("then", afterwards)] if afterwards else rows, err=True)
-
-
-def _type(offer: Offer) -> str:
-    return f"{offer.type} ({offer.gpu} {offer.gpu_memory_gb} GB)"
-
-
-def _priced(offer: Offer) -> str:
-    return f"{_type(offer)} with {offer.image_name} at {cost.rate(offer.price_usd_per_hour)}"
-
-
-def _stops(machine: Machine) -> str:
-    if machine.max_hours is None:
-        return "It is not known when it stops by itself: stop it with `gpuops down`."
-    return f"It stops by itself {machine.max_hours:g} h after its boot; sooner with `gpuops down {machine.name}`."
-
-
 def _status_text(inventory: Inventory) -> str:
     if not inventory.machines:
         return "" if inventory.unanswered else "No machines, in any region."
-    rows = [("NAME", "STATE", "TYPE", "PLACE", "ADDRESS", "PRICE", "DISK", "STOPS BY ITSELF", "ID")]
-    for m in inventory.machines:
-        address = m.ssh.host if m.ssh else "-"
-        rows.append(
-            (m.name, m.state.value, m.type, m.place, address, cost.per_hour(m), cost.disk(m), _deadline(m), m.id)
+    now = datetime.now(timezone.utc)
+    rows = [("NAME", "STATE", "TYPE", "PLACE", "ADDRESS", "PRICE", "DISK", "UP", "STOPS BY ITSELF", "ID")]
+    rows += [
+        (
+            *(m.name, m.state.value, m.type, m.place, m.ssh.host if m.ssh else "-", cost.per_hour(m), cost.disk(m)),
+            *(_age(m, now), _deadline(m, now), m.id),
         )
+        for m in inventory.machines
+    ]
     billing = [m for m in inventory.machines if m.state.bills]
     known = sum(m.price_usd_per_hour or 0 for m in billing)
     unknown = sum(m.price_usd_per_hour is None for m in billing)
     total = f"Together ${known:.3f}/h" + (f", and {unknown} at an unknown price" if unknown else "") + "."
     notes = [f"{m.name}: {m.unusable}." for m in inventory.machines if m.unusable]
+    notes += [f"{m.name} was adopted: it does not stop by itself." for m in billing if m.is_adopted]
+    if any(_is_late(m, now) for m in billing):
+        notes.append("Past its deadline and still running: `gpuops reap` stops it.")
     return "\n".join([screen.columns(rows), *notes, total])
 
 
@@ -248,6 +226,8 @@ def _status_json(inventory: Inventory) -> str:
             "disk_usd_per_month": m.disk_usd_per_month,
             "launched_at": m.launched_at.isoformat() if m.launched_at else None,
             "max_hours": m.max_hours,
+            "deadline": m.deadline.isoformat() if m.deadline else None,
+            "is_adopted": m.is_adopted,
             "problem": m.problem,
         }
         for m in inventory.machines
@@ -256,9 +236,21 @@ def _status_json(inventory: Inventory) -> str:
     return json.dumps({"format": FORMAT, "machines": machines, "unanswered": unanswered}, indent=1)
 
 
-def _deadline(machine: Machine) -> str:
-    if machine.state is not State.RUNNING or not machine.launched_at or not machine.max_hours:
+def _age(machine: Machine, now: datetime) -> str:
+    """How long it has been running."""
+    if machine.state is not State.RUNNING or machine.launched_at is None:
         return "-"
-    from datetime import timedelta
+    return cost.duration((now - machine.launched_at).total_seconds() / 3600)
 
-    return f"{(machine.launched_at + timedelta(hours=machine.max_hours)).astimezone():%a %d %b %H:%M}"
+
+def _deadline(machine: Machine, now: datetime) -> str:
+    if machine.state is not State.RUNNING or machine.deadline is None:
+        return "never" if machine.state is State.RUNNING and machine.is_adopted else "-"
+    text = f"{machine.deadline.astimezone():%a %d %b %H:%M}"
+    return f"{text} (late)" if _is_late(machine, now) else text
+
+
+def _is_late(machine: Machine, now: datetime) -> bool:
+    from gpuops import workflow
+
+    return workflow.is_overdue(machine, now)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuops import cost
-from gpuops.cli import screen
-from gpuops.cli.machines import confirm_plan, machine_options, resolve
+from gpuops.cli import plan, screen
+from gpuops.cli.machines import REHEARSED, resolve
 from gpuops.errors import RunError
 
 if TYPE_CHECKING:
+    from gpuops.lifecycle import Plan
     from gpuops.runs import Run
     from gpuops.settings import Settings
     from gpuops.workflow import Finished
@@ -37,7 +38,8 @@ _AFTERWARDS = {
 @click.option("--allow-cpu", is_flag=True, help="Train on the CPU where the machine has no usable GPU.")
 @click.option("--strict", is_flag=True, help="Refuse a data set with damaged images instead of leaving them out.")
 @click.option("--machine", "name", help="The machine's name. Default: fast-ai.")
-@machine_options
+@plan.machine_options
+@plan.dry_run_option
 @click.option("--keep", "then", flag_value="keep", help="Leave the machine running afterwards.")
 @click.option("--terminate", "then", flag_value="terminate", help="Delete the machine once the results are home.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
@@ -50,6 +52,7 @@ def train(
     allow_cpu: bool,
     strict: bool,
     then: str | None,
+    dry_run: bool,
     yes: bool,
     **flags: object,
 ) -> None:
@@ -66,15 +69,25 @@ def train(
         weights=_place(weights) if weights else None,
         options=tuple(options),
     )
+    afterwards = _AFTERWARDS[then or "stop"]
+
+    def estimate(plan: Plan) -> str | None:
+        return workflow.estimate(settings, training, plan)
+
     try:
         with screen.Progress() as progress:
+            if dry_run:
+                jobs.check(training)
+
+                def show(planned: Plan) -> None:
+                    plan.show_plan(planned, settings, progress, afterwards=afterwards, estimate=estimate)
+
+                workflow.rehearse(settings, show=show, tell=progress.tell, for_training=True)
+                screen.say(REHEARSED)
+                return
+            confirm = plan.confirm_plan(settings, progress, yes=yes, afterwards=afterwards, estimate=estimate)
             finished = workflow.train(
-                settings,
-                training,
-                then=then or "stop",
-                confirm=confirm_plan(settings, progress, yes=yes, afterwards=_AFTERWARDS[then or "stop"]),
-                tell=progress.tell,
-                show=progress.show,
+                settings, training, then=then or "stop", confirm=confirm, tell=progress.tell, show=progress.show
             )
     except workflow.Detached as detached:
         _detached(detached.run)
@@ -106,7 +119,7 @@ def pull(run_id: str | None, yes: bool, **flags: object) -> None:
 
     settings = resolve(**flags)
     with screen.Progress() as progress:
-        confirm = confirm_plan(settings, progress, yes=yes)
+        confirm = plan.confirm_plan(settings, progress, yes=yes)
         brought = workflow.pull(settings, run_id, confirm=confirm, tell=progress.tell)
     store = workflow.run_store(settings)
     for run in brought:
@@ -165,7 +178,7 @@ def _report(settings: Settings, finished: Finished) -> None:
     if outcome.seconds is not None:
         rows.append(("duration", f"{outcome.seconds:.1f} s of training"))
     if finished.cost_usd is not None:
-        rows.append(("cost", f"${finished.cost_usd:.4f} for the machine since its start, at {_rate(run)}"))
+        rows.append(("cost", f"{cost.usd(finished.cost_usd)} for its hours on the machine, at {_rate(run)}"))
     if (folder / "out" / "weights.safetensors").exists():
         rows.append(("weights", str(folder / "out" / "weights.safetensors")))
     rows.append(("results", f"{folder} (every file verified)"))

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 
-_COMMAND = re.compile(r"\bgpuops (?=(?:up|status|ssh|down|train|attach|pull|runs)\b)")
+_COMMAND = re.compile(
+    r"\bgpuops (?=(?:up|status|ssh|down|extend|reap|train|attach|pull|runs|offers|cost|doctor|adopt|admit|uninstall)\b)"
+)
 _called = "gpuops "
 
 

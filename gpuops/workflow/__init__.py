@@ -4,22 +4,43 @@ Who releases a machine: until a job has started, this computer does, on any exit
 itself, and this computer only once the results are home.
 """
 
+from gpuops.workflow.bills import Bills, bills
+from gpuops.workflow.doctor import doctor, policy
 from gpuops.workflow.farewell import Farewell, down
-from gpuops.workflow.machines import reach, status, up
-from gpuops.workflow.session import address_book, run_store
-from gpuops.workflow.training import Detached, Finished, attach, pull, train
+from gpuops.workflow.leaving import Leaving, uninstall
+from gpuops.workflow.machines import Reaped, extend, is_overdue, offers, reach, reap, rehearse, status, up
+from gpuops.workflow.session import address_book, ledger, run_store
+from gpuops.workflow.takeover import Takeover, admit, adopt
+from gpuops.workflow.training import Detached, Finished, attach, estimate, pull, train
 
 __all__ = [
+    "Bills",
     "Detached",
     "Farewell",
     "Finished",
+    "Leaving",
+    "Reaped",
+    "Takeover",
     "address_book",
+    "admit",
+    "adopt",
     "attach",
+    "bills",
+    "doctor",
     "down",
+    "estimate",
+    "extend",
+    "is_overdue",
+    "ledger",
+    "offers",
+    "policy",
     "pull",
     "reach",
+    "reap",
+    "rehearse",
     "run_store",
     "status",
     "train",
+    "uninstall",
     "up",
 ]

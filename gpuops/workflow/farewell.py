@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,7 +67,11 @@ def delete(session: Session, machine: Machine, *, discard: bool, confirm: Callab
         )
     confirm(seen)
     session.tell(f"Terminating {machine.name} ({machine.id})")
-    return session.delete(machine)
+    deleted = session.delete(machine)
+    with contextlib.suppress(GpuopsError):  # what it leaves costs nothing, and goes with the next machine
+        for gone in session.provider.tidy(machine.region):
+            session.tell(gone)
+    return deleted
 
 
 def _look(session: Session, machine: Machine, *, terminate: bool) -> Farewell:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timezone
 
-from gpuops import cost, disk, jobs, results
+from gpuops import cost, disk, jobs, results, watch
 from gpuops.errors import (
     Busy,
     GpuopsError,
@@ -18,24 +18,23 @@ from gpuops.errors import (
     VendorUnreachable,
 )
 from gpuops.jobs import Training
-from gpuops.lifecycle import Clock, Tell
+from gpuops.lifecycle import Clock, Plan, Tell
 from gpuops.machine import Machine, State
 from gpuops.results import Outcome
 from gpuops.runs import Run, new_id
 from gpuops.settings import Settings
 from gpuops.workflow import farewell
-from gpuops.workflow.session import REAL_CLOCK, Confirm, Session
+from gpuops.workflow.session import REAL_CLOCK, Confirm, Session, ledger
 
 Show = Callable[[bytes], None]
 
-_POWER_OFF = ("sudo", "-n", "systemctl", "poweroff")
 _LOST_LINE_S = 600.0
 _UNDER_WAY = {"starting", "running"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A run that has ended and is home. `cost_usd` is what the machine's hours cost from its start until now.
+    """A run that has ended and is home. `cost_usd` is what its hours on the machine came to; None where not known.
 
     `still_bills` says why the machine was not released, and what it costs; "" where it was.
     """
@@ -70,18 +69,21 @@ def train(
     """
     jobs.check(training)
     session = Session.open(settings, tell, clock)
-    with session.raised(confirm) as (machine, release), session.line(machine) as line:
+    began = clock.now()
+    with session.raised(confirm, for_training=True) as (machine, release), session.line(machine) as line:
         python = jobs.find_python(line, machine.name)
         jobs.refuse_if_busy(line, python)
         jobs.claim(line)
         places = jobs.ship(session.route(line, machine), training, tell)
         recipe = jobs.recipe_text(training.recipe)
+        run_id = new_id(clock.now().astimezone(timezone.utc))
         run = Run(
-            id=new_id(clock.now().astimezone(timezone.utc)),
+            id=run_id,
             machine=machine.name,
             machine_id=machine.id,
             provider=machine.provider,
             region=machine.region,
+            type=machine.type,
             recipe=training.recipe.stem,
             python=python,
             argv=jobs.command(training, python, places),
@@ -89,16 +91,31 @@ def train(
             recipe_digest=jobs.digest(recipe),
             data_digest=places["data_digest"],
             price_usd_per_hour=machine.price_usd_per_hour,
+            max_usd=settings.max_usd,
             then=then,
             grace_minutes=settings.grace_minutes,
-            poweroff=_POWER_OFF,
+            poweroff=watch.power_off_argv(f"run {run_id} ended"),
             created=clock.now().isoformat(),
         )
         session.store.add(run)
+        session.ledger.run_began(run.id, run.recipe, run.recipe_digest, machine, at=began)
         tell(f"Starting run {run.id}")
         jobs.start(line, run, recipe, places)
         release.keep()  # the machine sees to itself from here
     return _finish(session, machine, run, show)
+
+
+def estimate(settings: Settings, training: Training, plan: Plan) -> str | None:
+    """What earlier runs of this recipe on such a machine came to, in words; None where there are none."""
+    machine_type = plan.existing.type if plan.existing else plan.offer.type if plan.offer else ""
+    return cost.estimate(
+        ledger(settings).hours_before(
+            training.recipe.stem, jobs.digest(jobs.recipe_text(training.recipe)), machine_type
+        ),
+        recipe=training.recipe.stem,
+        machine_type=machine_type,
+        price_usd_per_hour=plan.price_usd_per_hour,
+    )
 
 
 def attach(settings: Settings, run_id: str | None, *, tell: Tell, show: Show, clock: Clock = REAL_CLOCK) -> Finished:
@@ -149,7 +166,8 @@ def pull(
                     tell(f"Run {there} is still going on: gpuops attach {there}")
                 elif not disk.is_home(line, there, session.store) and (found := jobs.adopt(line, there, session.store)):
                     tell(f"Bringing {there} home")
-                    jobs.collect(route, found, session.store, clock.now())
+                    outcome = jobs.collect(route, found, session.store, clock.now())
+                    session.ledger.run_ended(found.id, at=clock.now(), succeeded=outcome.state == "succeeded")
                     brought.append(found)
         if not release.kept:
             tell(f"Stopping {machine.name} again")
@@ -199,10 +217,12 @@ def _finish(session: Session, machine: Machine, run: Run, show: Show) -> Finishe
             still_bills = ""
         except Busy:
             still_bills += ": another gpuops command is at work on it. It stops by itself, or with `gpuops down`"
+    now = session.clock.now()
+    session.ledger.run_ended(run.id, at=now, succeeded=outcome.state == "succeeded")
     return Finished(
         run=run,
         outcome=outcome,
-        cost_usd=cost.session_usd(machine, session.clock.now()),
+        cost_usd=session.ledger.spent_usd(run.id, now),
         still_bills=still_bills,
     )
 

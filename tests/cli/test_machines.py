@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
@@ -50,18 +51,19 @@ def on_a_terminal(computer: Computer, *words: str, answer: str) -> Ran:
 def test_up_shows_the_plan_with_its_prices_and_says_how_to_get_in(the_cloud: Cloud, computer: Computer) -> None:
     ran = computer.gpuops("up", "-y")
     said = ran.succeeded()
-    assert f"{computer.name} runs: p2.xlarge in aws/{REGION}, $0.900/h." in said
+    assert f"{computer.name} runs: p2.xlarge in aws/{REGION}, $0.931/h." in said
     assert f"ssh -F {computer.address_book} {computer.name}" in said
-    assert "stops by itself 12 h after its boot" in said
+    assert "It stops by itself at " in said
     for row in (
         "launch ",
-        "p2.xlarge (K80 12 GB) in us-west-2",
+        "p2.xlarge (K80 12 GB)",
+        "us-west-2a, else us-west-2b",
         "fastai-part1v2-p2 (ami-8c4288f4)",
-        "$0.900/h while it runs",
-        "100 GB, $8.00/month until it is deleted",
-        "by itself 12 h after every boot",
-        # p2 has been retired: which pair AWS would give today
-        "AWS has retired p2; today it gives g4dn.xlarge (T4 16 GB) with Deep Learning Base OSS",
+        "$0.931/h while it runs",
+        "100 GB gp3, $8.00/month until it is deleted",
+        "by itself 12 h after its boot",
+        "AWS has retired p2",
+        "g4dn.xlarge at $0.544/h",  # what AWS would give today
         "Launching p2.xlarge",
         "Waiting for ssh on 127.",
     ):
@@ -76,7 +78,7 @@ def test_up_shows_the_plan_with_its_prices_and_says_how_to_get_in(the_cloud: Clo
 def test_up_without_a_terminal_or_a_yes_launches_nothing(the_cloud: Cloud, computer: Computer) -> None:
     before = len(the_cloud.calls("RunInstances"))
     said = computer.gpuops("up").failed(NotConfirmed)
-    assert "Start it, at $0.900/h? There is no terminal to answer on." in said
+    assert "Start it, at $0.931/h? There is no terminal to answer on." in said
     assert "Left behind: Nothing was changed." in said
     assert "-y" in said
     assert len(the_cloud.calls("RunInstances")) == before
@@ -86,7 +88,7 @@ def test_up_asks_on_a_terminal_and_takes_no_for_an_answer(the_cloud: Cloud, comp
     before = len(the_cloud.calls("RunInstances"))
     ran = on_a_terminal(computer, "up", answer="n\n")
     assert ran.exit_code == NotConfirmed.exit_code
-    assert "Start it, at $0.900/h? [y/N]" in ran.stdout
+    assert "Start it, at $0.931/h? [y/N]" in ran.stdout
     assert "Traceback" not in ran.stdout
     assert len(the_cloud.calls("RunInstances")) == before
 
@@ -94,7 +96,7 @@ def test_up_asks_on_a_terminal_and_takes_no_for_an_answer(the_cloud: Cloud, comp
 def test_up_asks_on_a_terminal_and_takes_yes_for_an_answer(the_cloud: Cloud, computer: Computer) -> None:
     ran = on_a_terminal(computer, "up", answer="y\n")
     assert ran.exit_code == 0, ran.stdout
-    assert "✓ Launching p2.xlarge in us-west-2" in ran.stdout
+    assert "✓ Launching p2.xlarge in us-west-2a" in ran.stdout
     assert the_cloud.states(computer.name) == ["running"]
 
 
@@ -198,18 +200,19 @@ def test_status_shows_every_machine_in_every_region_with_its_price(
         "ADDRESS",
         "PRICE",
         "DISK",
+        "UP",
         "STOPS",
         "BY",
         "ITSELF",
         "ID",
     ]
     assert [row.split()[:4] for row in rows] == [
-        [mine.name, "running", "p2.xlarge", f"aws/{REGION}"],
+        [mine.name, "running", "g4dn.xlarge", f"aws/{REGION}"],
         [far.name, "running", "g4dn.xlarge", f"aws/{FAR}"],
     ]
-    assert "$0.900/h" in rows[0]
-    assert "an unknown price per hour" in rows[1]
-    assert total == "Together $0.900/h, and 1 at an unknown price."
+    assert "$0.544/h" in rows[0]
+    assert "$0.536/h" in rows[1]
+    assert total == "Together $1.080/h."
 
 
 def test_status_as_json_has_every_machine_and_the_places_that_did_not_answer(
@@ -232,14 +235,16 @@ def test_status_as_json_has_every_machine_and_the_places_that_did_not_answer(
                 "provider": "aws",
                 "region": REGION,
                 "zone": machine.zone,
-                "type": "p2.xlarge",
+                "type": "g4dn.xlarge",
                 "state": "running",
                 "address": machine.ssh.host,
                 "bills": True,
-                "price_usd_per_hour": 0.9,
+                "price_usd_per_hour": 0.5439,
                 "disk_usd_per_month": 8.0,
                 "launched_at": machine.launched_at.isoformat(),
                 "max_hours": 12.0,
+                "deadline": (machine.launched_at + timedelta(hours=12)).isoformat(),
+                "is_adopted": False,
                 "problem": "",
             }
         ],
@@ -264,7 +269,7 @@ def test_status_shows_the_machines_even_where_the_address_book_cannot_be_written
     computer.address_book.mkdir(parents=True)
     ran = computer.gpuops("status")
     assert computer.name in ran.stdout
-    assert "$0.900/h" in ran.stdout
+    assert "$0.544/h" in ran.stdout
 
 
 def test_down_stops_and_says_what_the_disk_costs(the_cloud: Cloud, computer: Computer) -> None:
@@ -318,7 +323,7 @@ def test_a_machine_that_ssh_does_not_reach_is_stopped_and_what_is_left_is_said(
     """A refused login is final: nobody waits ten minutes for a key that isn't admitted."""
     from gpuops.errors import KeyRefused
 
-    computer.has_machine(State.STOPPED)
+    computer.has_machine(State.STOPPED, types="p2.xlarge")  # whose image can't be told of another key
     shutil.rmtree(computer.home / "keys")
     said = computer.gpuops("up", "-y").failed(KeyRefused)
     assert f"Left behind: {computer.name} is stopped; its disk costs $8.00/month." in said

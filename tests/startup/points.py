@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
+_RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 _lock = threading.Lock()  # regions are asked in threads: one point at a time
 
 
@@ -45,12 +47,16 @@ def _file(descriptor: int) -> str:
     """For example "fsync launches/aws-1234-NAME": a file that is being written bears its final name in its own."""
     path = Path(f"/proc/self/fd/{descriptor}").readlink()
     file = "" if path.is_dir() else path.name.lstrip(".").split(".")[0].replace(os.environ["GPUOPS_NAME"], "NAME")
-    return f"fsync {path.name if path.is_dir() else path.parent.name}/{file}"
+    return f"fsync {_RUN_ID.sub('RUN', path.name if path.is_dir() else path.parent.name)}/{file}"
 
 
 def _call(session: object, request: Any) -> str:
-    if target := request.headers.get("X-Amz-Target"):
-        return (target.decode() if isinstance(target, bytes) else str(target)).rpartition(".")[2]
-    asked = parse_qs(request.body.decode() if isinstance(request.body, bytes) else str(request.body))
-    action = asked["Action"][0]
-    return f"{action} everywhere" if action == "DescribeInstances" and "InstanceId.1" not in asked else action
+    """For example "RunInstances", whether the service is asked by a form (EC2, STS) or by a header (SSM, pricing)."""
+    fields = parse_qs(_text(request.body))
+    action = _text(request.headers.get("X-Amz-Target")).rpartition(".")[2] or fields.get("Action", [""])[0]
+    action = action or urlsplit(request.url).path
+    return f"{action} everywhere" if action == "DescribeInstances" and "InstanceId.1" not in fields else action
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value or "")

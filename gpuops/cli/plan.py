@@ -1,0 +1,141 @@
+"""The plan's screen: what is about to be done, what it costs, when it ends by itself; and the question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from gpuops import cost
+from gpuops.cli import screen
+
+if TYPE_CHECKING:
+    from gpuops.lifecycle import Plan
+    from gpuops.machine import Machine, Offer
+    from gpuops.settings import Settings
+
+Rows = list[tuple[str, str]]
+
+
+def where(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say at which provider."""
+    command = click.option("--region", help="The provider's region. Default: us-west-2.")(command)
+    return click.option("--provider", help="Where machines come from. Default: aws.")(command)
+
+
+def machine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what kind of machine is launched, and what it may cost."""
+    for option in (
+        click.option("--admit", help="Who may reach ssh: an address block, or a URL that answers with your address."),
+        click.option(
+            "--max-usd", type=float, help="It stops by itself when its hours have cost this, reboots included."
+        ),
+        click.option("--max-hours", type=float, help="It stops by itself this long after its boot. Default: 12."),
+        click.option("--max-usd-per-hour", type=float, help="Take no machine that costs more."),
+        click.option("--disk-type", help="Kind of disk. Default: gp3."),
+        click.option("--disk-gb", type=int, help="Size of the disk. Default: 100."),
+        click.option("--subnet", help="The subnet to be in. Default: the default network's."),
+        click.option("--vpc", help="The network (VPC) to be in. Default: the default one."),
+        click.option("--user", help="The image's login. Default: ubuntu."),
+        click.option("--image", help="The image to boot from. Default: the one that fits the type."),
+        click.option("--type", "types", multiple=True, help="Machine type; several are tried in order."),
+        where,
+    ):
+        command = option(command)
+    return command
+
+
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show the plan, ask whether it's permitted, change nothing."
+)
+
+
+def confirm_plan(
+    settings: Settings,
+    progress: screen.Progress,
+    *,
+    yes: bool,
+    afterwards: str = "",
+    estimate: Callable[[Plan], str | None] = lambda _: None,
+) -> Callable[[Plan], None]:
+    """Show what is about to be done, what it costs and what comes afterwards; and ask, unless nothing new will bill."""
+
+    def confirm(plan: Plan) -> None:
+        show_plan(plan, settings, progress, afterwards=afterwards, estimate=estimate)
+        screen.ask(f"Start it, at {cost.rate(plan.price_usd_per_hour)}?", yes=yes or plan.is_up)
+
+    return confirm
+
+
+def show_plan(
+    plan: Plan,
+    settings: Settings,
+    progress: screen.Progress,
+    *,
+    afterwards: str = "",
+    estimate: Callable[[Plan], str | None] = lambda _: None,
+) -> None:
+    progress.pause()
+    rows = _of_machine(plan, plan.existing) if plan.existing else _of_offer(plan, settings)
+    rows.append(("stops", _stops(plan)))
+    if guess := estimate(plan):
+        rows.append(("estimate", guess))
+    rows += [("warning", f"{place.place} did not answer: {place.reason}") for place in plan.unanswered]
+    screen.rows([*rows, ("then", afterwards)] if afterwards else rows, err=True)
+
+
+def _of_machine(plan: Plan, machine: Machine) -> Rows:
+    return [
+        ("use" if plan.is_up else "start", f"{machine.name} ({machine.id}), {machine.state.value}"),
+        ("type", f"{machine.type} in {machine.zone or machine.region}"),
+        ("price", f"{cost.rate(machine.price_usd_per_hour)} while it runs"),
+        ("disk", f"{cost.disk(machine)} until it is deleted"),
+    ]
+
+
+def _of_offer(plan: Plan, settings: Settings) -> Rows:
+    offer = plan.offer
+    assert offer is not None  # a plan without a machine has an offer: NothingOffered was raised otherwise
+    price_from = f" ({offer.price_from})" if offer.price_from else ""
+    rows = [
+        ("finish" if plan.unfinished else "launch", f"{settings.name}: {_type(offer)}"),
+        ("zone", _zones(plan, offer)),
+        ("image", f"{offer.image_name} ({offer.image_id})"),
+        ("price", f"{cost.rate(offer.price_usd_per_hour)} while it runs{price_from}"),
+        ("disk", f"{offer.disk_gb} GB {offer.disk_type}, {cost.monthly(offer.disk_usd_per_month)} until it is deleted"),
+    ]
+    if others := list(dict.fromkeys(o.type for o in plan.offers if o.type != offer.type)):
+        priced = (next(o for o in plan.offers if o.type == name) for name in others)
+        rows.append(("or else", ", ".join(f"{o.type} at {cost.rate(o.price_usd_per_hour)}" for o in priced)))
+    if offer.note:
+        rows.append(("note", offer.note))
+    if offer.unfit:
+        rows.append(("note", f"No training on it: {offer.unfit}"))
+    return rows
+
+
+def _type(offer: Offer) -> str:
+    return f"{offer.type} ({offer.gpu} {offer.gpu_memory_gb} GB)"
+
+
+def _zones(plan: Plan, offer: Offer) -> str:
+    others = [o.place for o in plan.offers if o.type == offer.type and o.place != offer.place]
+    return offer.place + (f", else {', '.join(others)}" if others else "")
+
+
+def _stops(plan: Plan) -> str:
+    if plan.hours is None:
+        return deadline(plan.existing) if plan.existing else ""
+    after = "from now on" if plan.is_up else "after its boot"
+    text = f"by itself {cost.duration(plan.hours)} {after}"
+    if plan.hours < (plan.limits.max_hours or plan.wish.max_hours) and plan.limits.max_usd is not None:
+        return f"{text}: its hours have cost ${plan.limits.max_usd:g} by then, reboots included"
+    return text if plan.limits.max_hours is not None else f"{text} (--max-hours)"
+
+
+def deadline(machine: Machine) -> str:
+    """When a running machine stops by itself, in words."""
+    if machine.deadline is None:
+        return "it is not known when it stops by itself: stop it with `gpuops down`"
+    return f"by itself at {machine.deadline.astimezone():%H:%M on %a %d %b} (later with `gpuops extend`)"
