@@ -45,7 +45,8 @@ class Release:
         try:
             left = self._stop()
         except GpuopsError as failure:
-            left = f"{self._name} could not be stopped and may be running: {failure.what}"
+            costs = f", at {cost.rate(self._machine.price_usd_per_hour)}" if self._machine else ""
+            left = f"{self._name} could not be stopped and may be running{costs}: {failure.what}"
         except BaseException:
             self._say(f"{self._name} may still be running, and billing: see `gpuops status`")
             raise

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from gpuops import cost
-from gpuops.errors import MachineUnreachable, NoCapacity, StateError
+from gpuops.errors import MachineUnreachable, NoCapacity, ProviderError, StateError
 from gpuops.lifecycle.clock import Clock, Tell, polls, tried_again
 from gpuops.machine import Machine, State
 from gpuops.providers import Provider
@@ -57,11 +58,13 @@ def _start(provider: Provider, machine: Machine, clock: Clock) -> None:
     try:
         tried_again(clock, lambda: provider.start(machine))
     except NoCapacity as error:
+        error.left_behind = f"It is stopped; its disk costs {cost.disk(machine)}."
+        if error.scope != "zone":
+            raise
         error.what = (
             f"{machine.zone or machine.region} has no room for {machine.name} now, and a stopped machine starts only "
             f"where its disk is. {error.what}"
         )
-        error.left_behind = f"It is stopped; its disk costs {cost.disk(machine)}."
         error.next_step = f"Try again in some minutes: gpuops up {machine.name}. Or a new one elsewhere: " + (
             f"gpuops up {machine.name}-2" if len(machine.name) < 60 else "gpuops up NAME"
         )
@@ -86,14 +89,28 @@ def wait_until_reached(
 
 
 def stop(provider: Provider, machine: Machine, *, clock: Clock) -> Machine:
-    """Until it is stopped; a pending machine is stopped as soon as EC2 takes the call. Raises `StateError`."""
+    """Until it is stopped; a pending machine is stopped as soon as EC2 takes the call. Raises `StateError`.
+
+    A machine that can't be looked at is told to stop all the same.
+    """
+    told = False
     for _ in polls(clock, _STOPPED_WITHIN_S):
-        machine = seen_again(provider, machine, clock)
+        try:
+            machine = seen_again(provider, machine, clock)
+        except ProviderError as error:
+            if told:
+                error.left_behind = (
+                    f"{machine.name} was told to stop, and it could not be seen whether it has: until then it costs "
+                    f"{cost.rate(machine.price_usd_per_hour)}."
+                )
+                raise
+            machine = replace(machine, state=State.UNKNOWN)
         if machine.state is State.STOPPED or not machine.state.exists:
             return machine
-        if machine.state is State.RUNNING:
+        if machine.state in {State.RUNNING, State.UNKNOWN}:
             with contextlib.suppress(StateError):
                 tried_again(clock, functools.partial(provider.stop, machine))
+                told = True
     raise StateError(
         f"{machine.name} ({machine.id}) is still {machine.state.value} after {_STOPPED_WITHIN_S / 60:.0f} minutes.",
         left_behind=f"It may go on costing {cost.per_hour(machine)}.",

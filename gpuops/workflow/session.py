@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpuops import cost, host_keys, lifecycle, providers, transports
-from gpuops.errors import GpuopsError, KeyRefused, OverLimit, SshConfigError, UnfitMachine
+from gpuops.errors import GpuopsError, HostKeyChanged, KeyRefused, OverLimit, SshConfigError, UnfitMachine
 from gpuops.launches import LaunchRecords
 from gpuops.ledger import Ledger
 from gpuops.lifecycle import Clock, Limits, Plan, Release, Tell
@@ -23,6 +23,7 @@ from gpuops.workflow import identity
 from gpuops.workflow.limits import limited
 
 REAL_CLOCK = Clock()
+_NEW_KEY_WITHIN_S = 15.0
 
 Confirm = Callable[[Plan], None]
 
@@ -115,22 +116,39 @@ class Session:
         if admit:
             self.admit(machine)
         self.book.update([machine])
-        machine = lifecycle.wait_until_reached(
-            self.provider,
-            machine,
-            open_line=lambda there: self.line(there, connect_timeout_s=5),
-            clock=self.clock,
-            tell=self.tell,
-        )
-        machine = identity.own_host_key(self, machine)
+        machine = self._reached(machine)
         self.book.update([machine])
         return machine
 
+    def _reached(self, machine: Machine) -> Machine:
+        """Another computer may be having it make its own host key just now, and tags take a while to be seen."""
+        deadline = self.clock.monotonic() + _NEW_KEY_WITHIN_S
+        while True:
+            try:
+                there = lifecycle.wait_until_reached(
+                    self.provider,
+                    machine,
+                    open_line=lambda machine: self.line(machine, connect_timeout_s=5),
+                    clock=self.clock,
+                    tell=self.tell,
+                )
+                return identity.own_host_key(self, there)
+            except HostKeyChanged:
+                again = lifecycle.seen_again(self.provider, machine, self.clock)
+                is_news = (again.host_key, again.next_host_key) != (machine.host_key, machine.next_host_key)
+                if not is_news and (machine.has_own_host_key or self.clock.monotonic() > deadline):
+                    raise
+                if not is_news:
+                    self.clock.sleep(0.5)
+                machine = again
+
     def stop(self, machine: Machine) -> Machine:
-        return self._noted(lifecycle.stop(self.provider, machine, clock=self.clock))
+        with _or_left(machine):
+            return self._noted(lifecycle.stop(self.provider, machine, clock=self.clock))
 
     def delete(self, machine: Machine) -> Machine:
-        return self._noted(lifecycle.terminate(self.provider, machine, clock=self.clock))
+        with _or_left(machine):
+            return self._noted(lifecycle.terminate(self.provider, machine, clock=self.clock))
 
     def _noted(self, machine: Machine) -> Machine:
         self.ledger.seen([machine], now=self.clock.now())
@@ -204,6 +222,19 @@ class Session:
                     if release.kept and not error.left_behind:
                         error.left_behind = f"{machine.name} is left as it was: running, at {cost.per_hour(machine)}."
                     raise
+
+
+@contextlib.contextmanager
+def _or_left(machine: Machine) -> Iterator[None]:
+    """Errors say that it is left as it was, and what that costs, unless they know better."""
+    try:
+        yield
+    except GpuopsError as error:
+        error.left_behind = error.left_behind or (
+            f"{machine.name} ({machine.id}) is left as it was, {machine.state.value}: {cost.per_hour(machine)}, and "
+            f"{cost.disk(machine)} for its disk."
+        )
+        raise
 
 
 def _refuse_unfit(plan: Plan) -> None:

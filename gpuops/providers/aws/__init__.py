@@ -215,7 +215,7 @@ class Aws:
         return Inventory(machines=tuple(in_order), unanswered=tuple(unanswered))
 
     def _listed(self, filters: list[FilterTypeDef]) -> tuple[list[Machine], list[Unanswered]]:
-        """Raises `VendorUnreachable` where no region answers."""
+        """Where no region answers, raises what all of them said, or `VendorUnreachable`."""
 
         def described(ec2: EC2Client, region: str) -> list[InstanceTypeDef]:
             with translated(f"list the machines in {region}", region=region):
@@ -231,6 +231,9 @@ class Aws:
             else:
                 machines += [self._machine(instance, region) for instance in answer]
         if len(unanswered) == len(answers):
+            errors = [answer for answer in answers.values() if isinstance(answer, GpuopsError)]
+            if len({type(error) for error in errors}) == 1:
+                raise errors[0]
             raise VendorUnreachable(
                 f"No region of AWS answered; {unanswered[0].place} said: {unanswered[0].reason}",
                 next_step="Try again in a minute.",
