@@ -140,7 +140,8 @@ class Machine:
     While its host key is being replaced, `next_host_key` is accepted too; `has_own_host_key` is False as long as it
     still shows the one that it was launched with. `deadline` is when it stops by itself, of this boot; None where it
     doesn't run, or nobody knows. `stopped_at` is when it last stopped, where the provider says so. `is_adopted`: it
-    was there before gpuops, which changes nothing about it.
+    was there before gpuops, which changes nothing about it. `unstoppable` says why it can't be stopped and started
+    again like others, and `stays_behind` names what of it would go on billing after it was terminated.
     """
 
     id: str
@@ -162,6 +163,8 @@ class Machine:
     max_hours: float | None = None
     deadline: datetime | None = None
     is_adopted: bool = False
+    unstoppable: str = ""
+    stays_behind: tuple[str, ...] = ()
     unfit: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     unusable: str = ""

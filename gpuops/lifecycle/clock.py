@@ -28,16 +28,16 @@ class Clock:
     chance: Callable[[], float] = random.random
 
 
-def polls(clock: Clock, within_s: float) -> Iterator[None]:
-    """Turns to look, 0.5 s apart at first and 2 s later, until the time is up."""
+def polls(clock: Clock, within_s: float, *, first_s: float = 0.5, longest_s: float = 1.0) -> Iterator[None]:
+    """Turns to look, `first_s` apart at first and up to `longest_s` later, until the time is up."""
     deadline = clock.monotonic() + within_s
-    pause_s = 0.5
+    pause_s = first_s
     while True:
         yield
         if clock.monotonic() + pause_s > deadline:
             return
         clock.sleep(pause_s)
-        pause_s = min(2.0, pause_s * 1.3)
+        pause_s = min(longest_s, pause_s * 1.3)
 
 
 def tried_again(clock: Clock, call: Callable[[], _Answer]) -> _Answer:

@@ -18,6 +18,8 @@ from gpuops.transports import Transport
 _RUNNING_WITHIN_S = 600.0
 _SSH_WITHIN_S = 600.0
 _STOPPED_WITHIN_S = 600.0
+_KNOCK_EVERY_S = 0.4
+_LOOK_EVERY_S = 2.0
 # A vendor that doesn't know an instance may only not know it yet; EC2's guide speaks of "seconds to minutes".
 _UNSEEN_AT_MOST = timedelta(minutes=10)
 
@@ -77,14 +79,18 @@ def wait_until_reached(
     """Until ssh answers with the right host key and lets us in. A wrong key or a refusal is raised at once."""
     tell(f"Waiting for ssh on {machine.ssh.host}" if machine.ssh else "Waiting for ssh")
     problem = ""
-    for _ in polls(clock, _SSH_WITHIN_S):
+    looked_at = clock.monotonic()
+    # To knock costs nobody anything; the vendor is asked no more often than it is otherwise.
+    for _ in polls(clock, _SSH_WITHIN_S, first_s=_KNOCK_EVERY_S, longest_s=_KNOCK_EVERY_S):
         try:
             with open_line(machine) as line:
                 line.run(["true"])
             return machine
         except MachineUnreachable as error:
             problem = error.what
-        machine = wait_until_running(provider, machine, clock=clock, tell=tell)
+        if clock.monotonic() - looked_at > _LOOK_EVERY_S:
+            machine = wait_until_running(provider, machine, clock=clock, tell=tell)
+            looked_at = clock.monotonic()
     raise MachineUnreachable(f"{machine.name} runs, but its ssh did not answer: {problem}", next_step="gpuops status")
 
 
