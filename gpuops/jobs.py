@@ -135,7 +135,8 @@ def find_python(line: Transport, machine_name: str) -> str:
         f"{machine_name} has no Python {_OLDEST_PYTHON[0]}.{_OLDEST_PYTHON[1]} or newer with what the trainer needs"
         + (f": {'; '.join(seen)}." if seen else "."),
         left_behind="Nothing was shipped.",
-        next_step=f"gpuops ssh {machine_name} 'python3 -m pip install torch torchvision torchmetrics safetensors "
+        next_step=f"gpuops up {machine_name}; gpuops ssh {machine_name} "
+        "'python3 -m pip install torch torchvision torchmetrics safetensors "
         "matplotlib scikit-learn'",
     )
 

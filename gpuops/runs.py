@@ -25,7 +25,7 @@ class Run:
 
     `then` is what becomes of the machine after the job: "stop", "terminate" or "keep". Without a client it stops by
     itself `grace_minutes` after the job's end, by the command `poweroff`. `type` is the machine's, "" in a run that was
-    written without it; `max_usd` is the most that the run's machine-hours may cost.
+    written without it.
     """
 
     id: str
@@ -45,7 +45,6 @@ class Run:
     poweroff: tuple[str, ...]
     created: str
     type: str = ""
-    max_usd: float | None = None
     format: int = FORMAT
 
     @property
@@ -131,9 +130,8 @@ def from_json(data: bytes, *, where: str) -> Run:
         run = Run(**values)  # type: ignore[arg-type]
         if not is_id(run.id):
             raise ValueError(f"{run.id!r} is not the id of a run")
-        for amount in (run.price_usd_per_hour, run.max_usd):  # these become limits, and may come from a machine
-            if amount is not None and not isinstance(amount, int | float):
-                raise ValueError(f"{amount!r} is no amount of USD")
+        if run.price_usd_per_hour is not None and not isinstance(run.price_usd_per_hour, int | float):
+            raise ValueError(f"{run.price_usd_per_hour!r} is no amount of USD")
     except (ValueError, TypeError, LookupError) as error:
         raise BadData(f"{where}/run.json is damaged: {error}.", next_step="gpuops pull") from error
     return run

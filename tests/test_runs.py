@@ -32,7 +32,6 @@ _RUN = Run(
     poweroff=("sudo", "poweroff"),
     created=_NOW.isoformat(),
     type="p2.xlarge",
-    max_usd=5.0,
 )
 
 
@@ -68,17 +67,16 @@ def test_a_run_of_a_newer_gpuops_is_refused_and_an_upgrade_is_asked_for(store: R
     assert "Upgrade" in refused.value.next_step
 
 
-def test_a_run_that_was_written_without_its_machines_type_and_limit_is_read(store: RunStore) -> None:
+def test_a_run_that_was_written_without_its_machines_type_is_read(store: RunStore) -> None:
     store.add(_RUN)
     path = store.path(_RUN.id) / "run.json"
     written = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in written.items() if key not in {"type", "max_usd"}}))
-    assert store.find(_RUN.id) == replace(_RUN, type="", max_usd=None)
+    path.write_text(json.dumps({key: value for key, value in written.items() if key != "type"}))
+    assert store.find(_RUN.id) == replace(_RUN, type="")
 
 
-@pytest.mark.parametrize("field", ["price_usd_per_hour", "max_usd"])
-def test_an_amount_that_is_none_is_damage(field: str) -> None:
-    written = {**json.loads(_RUN.json()), field: "a lot"}
+def test_a_price_that_is_none_is_damage() -> None:
+    written = {**json.loads(_RUN.json()), "price_usd_per_hour": "a lot"}
     with pytest.raises(BadData, match="'a lot' is no amount of USD"):
         runs.from_json(json.dumps(written).encode(), where="the machine")
 

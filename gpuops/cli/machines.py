@@ -115,6 +115,8 @@ def down(terminate: bool, discard: bool, yes: bool, **flags: object) -> None:
         )
     if machine.state.exists:
         screen.say(f"{machine.name} is {machine.state.value}: $0/h. Its disk is kept and costs {cost.disk(machine)}.")
+    elif machine.stays_behind:
+        screen.say(f"{machine.name} is gone. What it had stays, and may cost: {', '.join(machine.stays_behind)}.")
     else:
         screen.say(f"{machine.name} is gone, with its disk: it costs nothing any more.")
 
@@ -179,7 +181,8 @@ def _farewell_question(farewell: Farewell) -> str:
     """What to ask before this stop or deletion; "" where nothing is at stake."""
     machine, seen = farewell.machine, farewell.disk
     if farewell.terminate:
-        return f"Delete {machine.name} ({machine.id}) and everything on its disk?"
+        stays = f" ({', '.join(machine.stays_behind)} will stay.)" if machine.stays_behind else ""
+        return f"Delete {machine.name} ({machine.id}) and everything on its disk?{stays}"
     if seen and seen.running:
         return f"Run {seen.running[0]} is going on there and would be interrupted. Stop {machine.name}?"
     if seen and seen.not_home:

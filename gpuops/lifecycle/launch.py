@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 from gpuops import cost
-from gpuops.errors import GpuopsError, NoCapacity, TokenSpent, VendorUnreachable
+from gpuops.errors import GpuopsError, NoCapacity, Throttled, TokenSpent, VendorUnreachable
 from gpuops.launches import Launch, LaunchRecords
 from gpuops.lifecycle.clock import Clock, polls, tried_again
 from gpuops.lifecycle.plan import Plan
@@ -37,7 +38,8 @@ def launch(
         release.tell(f"Launching {offer.type} in {offer.place}")
         # What it may cost decides how long it may run, and each type has another price.
         hours = plan.limits.hours(plan.wish.max_hours, offer.price_usd_per_hour)
-        prepared = provider.prepare(replace(plan.wish, max_hours=hours), offer, client_key=client_key)
+        wish = replace(plan.wish, max_hours=hours)
+        prepared = tried_again(release.clock, functools.partial(provider.prepare, wish, offer, client_key=client_key))
         record = records.write(key, prepared=prepared, now=release.clock.now())
         try:
             return _launched(provider, record, records, key, release)
@@ -61,15 +63,28 @@ def _no_room(refusals: list[tuple[Offer, NoCapacity]]) -> NoCapacity:
 def _launched(provider: Provider, record: Launch, records: LaunchRecords, key: str, release: Release) -> Machine:
     """Sent with the same token until there is an answer: a token makes one machine, however often it comes."""
     release.expects(record.prepared.host_key)
+    lost_answers = 0
+
+    def sent() -> Machine:
+        nonlocal lost_answers
+        try:
+            return provider.launch(record.prepared, record.token)
+        except Throttled:
+            raise
+        except VendorUnreachable:
+            lost_answers += 1
+            raise
+
     try:
-        machine = tried_again(release.clock, lambda: provider.launch(record.prepared, record.token))
-    except VendorUnreachable as error:
-        error.left_behind = (
-            "The launch may have happened all the same; the next `gpuops up` finishes it and does not repeat it. "
-            f"Such a machine costs {cost.rate(record.prepared.offer.price_usd_per_hour)} and stops by itself."
-        )
-        raise
-    except GpuopsError:
+        machine = tried_again(release.clock, sent)
+    except GpuopsError as error:
+        # No room, after an answer that was lost, is a no to that too: the token would have given the machine.
+        if lost_answers and not isinstance(error, NoCapacity | TokenSpent):
+            error.left_behind = (
+                "The launch may have happened all the same; the next `gpuops up` finishes it and does not repeat it. "
+                f"Such a machine costs {cost.rate(record.prepared.offer.price_usd_per_hour)} and stops by itself."
+            )
+            raise
         records.clear(key)  # a definite no: nothing was made
         release.expects(None)
         raise
@@ -90,13 +105,14 @@ def _the_one_that_stays(provider: Provider, mine: Machine, records: LaunchRecord
     """
     for _ in polls(clock, _RIVALS_GO_WITHIN_S):
         listed = tried_again(clock, lambda: provider.find(mine.name)).machines
-        if mine.id in {m.id for m in listed}:
-            records.clear(key)
         rivals = [m for m in listed if m.id != mine.id]
+        if mine.id not in {m.id for m in listed}:
+            continue  # then a rival may not be listed yet either
+        records.clear(key)
         oldest = min((mine, *rivals), key=_creation)
         if not rivals or oldest.id != mine.id:
             return oldest
-    return min(rivals, key=_creation)
+    return min(rivals, key=_creation, default=mine)
 
 
 def _creation(machine: Machine) -> tuple[str, str]:

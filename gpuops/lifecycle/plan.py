@@ -99,7 +99,7 @@ def find_one(inventory: Inventory, name: str) -> Machine | None:
         raise AmbiguousMachine(
             f"{len(inventory.machines)} machines are named {name}.",
             left_behind=f"They are: {rows}.",
-            next_step="Stop or terminate all but one in the provider's console, then try again.",
+            next_step="In the provider's console, terminate all but one, or take away its tag gpuops:name.",
         )
     return inventory.machines[0] if inventory.machines else None
 
@@ -138,7 +138,9 @@ def plan(provider: Provider, wish: Wish, limits: Limits, records: LaunchRecords,
     if machine:
         records.clear(key)
         return Plan(wish=wish, limits=limits, existing=usable(machine), unanswered=inventory.unanswered)
-    home = [place for place in inventory.unanswered if place.place == f"{provider.name}/{wish.region}"]
+    regions = {wish.region, unfinished.prepared.offer.region if unfinished else wish.region}
+    needed = {f"{provider.name}/{region}" for region in regions}
+    home = [place for place in inventory.unanswered if place.place in needed]
     if home:
         raise VendorUnreachable(f"{home[0].place} did not answer: {home[0].reason}", next_step="Try again in a minute.")
     if unfinished and unfinished.may_be_invisible(clock.now()):

@@ -7,9 +7,11 @@ import contextlib
 from gpuops import cost
 from gpuops.errors import GpuopsError
 from gpuops.lifecycle import waits
-from gpuops.lifecycle.clock import Clock, Tell, tried_again
+from gpuops.lifecycle.clock import Clock, Tell, polls, tried_again
 from gpuops.machine import Machine
 from gpuops.providers import Provider
+
+_LISTED_WITHIN_S = 15.0
 
 
 class Release:
@@ -60,14 +62,26 @@ class Release:
             machines = [self._machine]
         elif self._host_key:
             # By its key, not only by its name: another computer may have launched one of that name meanwhile.
-            found = tried_again(self.clock, lambda: self._provider.find(self._name)).machines
-            machines = [machine for machine in found if machine.host_key == self._host_key]
+            machines = self._launched(self._host_key)
+            if not machines:
+                return (
+                    f"A launch of {self._name} was under way, and no machine of it is seen: one may run, and stops by "
+                    "itself at its deadline."
+                )
         else:
             machines = []
         for machine in machines:
             self._say(f"Stopping {machine.name} ({machine.id})")
-            waits.stop(self._provider, machine, clock=self.clock)
+            waits.stop(self._provider, machine, clock=self.clock, may_be_starting=True)
         return " ".join(f"{m.name} is stopped; its disk costs {cost.disk(m)}." for m in machines)
+
+    def _launched(self, host_key: str) -> list[Machine]:
+        """What came of a launch whose answer was lost; a new machine may take a while to be listed."""
+        for _ in polls(self.clock, _LISTED_WITHIN_S):
+            found = tried_again(self.clock, lambda: self._provider.find(self._name)).machines
+            if machines := [machine for machine in found if machine.host_key == host_key]:
+                return machines
+        return []
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # the terminal may be what has gone, and the machine is to be stopped then

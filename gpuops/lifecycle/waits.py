@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 
 from gpuops import cost
-from gpuops.errors import MachineUnreachable, NoCapacity, ProviderError, StateError
+from gpuops.errors import GpuopsError, MachineUnreachable, NoCapacity, ProviderError, StateError
 from gpuops.lifecycle.clock import Clock, Tell, polls, tried_again
 from gpuops.machine import Machine, State
 from gpuops.providers import Provider
@@ -20,39 +19,58 @@ _SSH_WITHIN_S = 600.0
 _STOPPED_WITHIN_S = 600.0
 _KNOCK_EVERY_S = 0.4
 _LOOK_EVERY_S = 2.0
+# How long a provider may show the state that a machine had before we started it.
+_STALE_S = 30.0
+# A machine that is protected from stopping refuses each time; one that is in between two states, now and then.
+_REFUSALS_AT_MOST = 5
 # A vendor that doesn't know an instance may only not know it yet; EC2's guide speaks of "seconds to minutes".
 _UNSEEN_AT_MOST = timedelta(minutes=10)
 
 
-def wait_until_running(provider: Provider, machine: Machine, *, clock: Clock, tell: Tell) -> Machine:
-    """Until it runs and has an address, starting it where it is stopped. Raises `StateError`, `NoCapacity`."""
-    started = False
+def wait_until_running(
+    provider: Provider, machine: Machine, *, clock: Clock, tell: Tell, may_start: bool = True
+) -> Machine:
+    """Until it runs and has an address; where it is stopped, it is started if that is what was agreed to.
+
+    Raises `StateError`, `NoCapacity`.
+    """
+    started_at: float | None = None
+    was_alive = False
     for _ in polls(clock, _RUNNING_WITHIN_S):
         machine = seen_again(provider, machine, clock)
         if machine.state is State.RUNNING and machine.ssh:
             return machine
-        if machine.state is State.STOPPED and started:
-            raise StateError(
-                f"{machine.name} stopped again right after its start: {machine.problem or 'no reason given'}",
-                left_behind=f"It is stopped; its disk costs {cost.disk(machine)}.",
-                next_step=f"gpuops up {machine.name}",
-            )
         if machine.state is State.STOPPED:
-            tell(f"Starting {machine.type} {machine.id}")
-            # It may have left that state since; the next poll tells.
-            with contextlib.suppress(StateError):
-                _start(provider, machine, clock)
-                started = True
+            if started_at is None and may_start and not was_alive:
+                tell(f"Starting {machine.type} {machine.id}")
+                # It may have left that state since; the next poll tells.
+                with contextlib.suppress(StateError):
+                    _start(provider, machine, clock)
+                    started_at = clock.monotonic()
+            elif was_alive or started_at is None or clock.monotonic() - started_at > _STALE_S:
+                raise StateError(
+                    f"{machine.name} has stopped again: {machine.problem or 'no reason given'}",
+                    left_behind=f"It is stopped; its disk costs {cost.disk(machine)}.",
+                    next_step=f"gpuops up {machine.name}",
+                )
+        was_alive = was_alive or machine.state in {State.PENDING, State.RUNNING}
         if not machine.state.exists:
-            raise StateError(
-                f"{machine.name} ({machine.id}) was ended before it ran: {machine.problem or 'no reason given'}",
-                left_behind="Nothing runs and nothing bills.",
-                next_step=f"gpuops up {machine.name}",
-            )
+            raise _ended_before_it_ran(machine)
+    reason = "it has no public address" if machine.state is State.RUNNING else machine.problem or "no reason given"
     raise StateError(
-        f"{machine.name} ({machine.id}) did not run within {_RUNNING_WITHIN_S / 60:.0f} minutes "
-        f"(it is {machine.state.value}; {machine.problem or 'no reason given'}).",
+        f"{machine.name} ({machine.id}) could not be reached within {_RUNNING_WITHIN_S / 60:.0f} minutes "
+        f"(it is {machine.state.value}; {reason}).",
         next_step="gpuops status",
+    )
+
+
+def _ended_before_it_ran(machine: Machine) -> GpuopsError:
+    """EC2 may take a launch and find only then that it has no room."""
+    kind = NoCapacity if "InsufficientInstanceCapacity" in machine.problem else StateError
+    return kind(
+        f"{machine.name} ({machine.id}) was ended before it ran: {machine.problem or 'no reason given'}",
+        left_behind="Nothing runs and nothing bills.",
+        next_step=f"gpuops up {machine.name}",
     )
 
 
@@ -89,34 +107,46 @@ def wait_until_reached(
         except MachineUnreachable as error:
             problem = error.what
         if clock.monotonic() - looked_at > _LOOK_EVERY_S:
-            machine = wait_until_running(provider, machine, clock=clock, tell=tell)
+            machine = wait_until_running(provider, machine, clock=clock, tell=tell, may_start=False)
             looked_at = clock.monotonic()
     raise MachineUnreachable(f"{machine.name} runs, but its ssh did not answer: {problem}", next_step="gpuops status")
 
 
-def stop(provider: Provider, machine: Machine, *, clock: Clock) -> Machine:
-    """Until it is stopped; a pending machine is stopped as soon as EC2 takes the call. Raises `StateError`.
+def stop(provider: Provider, machine: Machine, *, clock: Clock, may_be_starting: bool = False) -> Machine:
+    """Until it is stopped. Raises `StateError`.
 
-    A machine that can't be looked at is told to stop all the same.
+    A machine that can't be looked at is told to stop all the same; and so is one that `may_be_starting` by a call of
+    ours, as a provider may show the state before that call for a while.
     """
     told = False
+    refusals = 0
+    began = clock.monotonic()
     for _ in polls(clock, _STOPPED_WITHIN_S):
+        unseen: ProviderError | None = None
         try:
             machine = seen_again(provider, machine, clock)
         except ProviderError as error:
-            if told:
-                error.left_behind = (
-                    f"{machine.name} was told to stop, and it could not be seen whether it has: until then it costs "
-                    f"{cost.rate(machine.price_usd_per_hour)}."
-                )
-                raise
-            machine = replace(machine, state=State.UNKNOWN)
-        if machine.state is State.STOPPED or not machine.state.exists:
+            unseen = error
+        if unseen and told:
+            unseen.left_behind = (
+                f"{machine.name} was told to stop, and it could not be seen whether it has: until then it costs "
+                f"{cost.rate(machine.price_usd_per_hour)}."
+            )
+            raise unseen
+        is_stopped = machine.state is State.STOPPED and not unseen
+        may_be_old = may_be_starting and not told and clock.monotonic() - began < _STALE_S
+        if (is_stopped and not may_be_old) or not machine.state.exists:
             return machine
-        if machine.state in {State.RUNNING, State.UNKNOWN}:
-            with contextlib.suppress(StateError):
+        if machine.state is State.RUNNING or unseen or (is_stopped and may_be_old):
+            try:
                 tried_again(clock, functools.partial(provider.stop, machine))
                 told = True
+            except StateError:  # not yet, or not ever
+                refusals += machine.state is State.RUNNING
+                if refusals >= _REFUSALS_AT_MOST:
+                    raise
+        if machine.state not in {State.STOPPED, State.UNKNOWN}:
+            may_be_starting = False
     raise StateError(
         f"{machine.name} ({machine.id}) is still {machine.state.value} after {_STOPPED_WITHIN_S / 60:.0f} minutes.",
         left_behind=f"It may go on costing {cost.per_hour(machine)}.",

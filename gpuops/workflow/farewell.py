@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpuops import disk, lifecycle
 from gpuops.disk import Disk
@@ -67,7 +67,7 @@ def delete(session: Session, machine: Machine, *, discard: bool, confirm: Callab
         )
     confirm(seen)
     session.tell(f"Terminating {machine.name} ({machine.id})")
-    deleted = session.delete(machine)
+    deleted = replace(session.delete(machine), stays_behind=machine.stays_behind)
     with contextlib.suppress(GpuopsError):  # what it leaves costs nothing, and goes with the next machine
         for gone in session.provider.tidy(machine.region):
             session.tell(gone)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gpuops import watch
-from gpuops.errors import HostKeyChanged, KeyRefused, MachineUnreachable, NotPermitted
+from gpuops import transports, watch
+from gpuops.errors import HostKeyChanged, KeyRefused, MachineUnreachable, ProviderError
 from gpuops.machine import Machine, Trait
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gpuops.workflow.session import Session
 
 _SHOWN_TRIES, _SHOWN_PAUSE_S = 20, 0.1
+_LABEL_TRIES, _LABEL_PAUSE_S = 20, 0.5
 # A file whose last line has no end would join it to ours. Its time stays, as that may be all that tells of the first
 # boot (`gpuops.disk`).
 _AUTHORISE = (
@@ -39,6 +40,7 @@ def own_host_key(session: Session, machine: Machine) -> Machine:
         both = replace(machine, next_host_key=key)
         if machine.next_host_key != key:
             session.provider.label(machine, {"next-host-key": key})
+            _wait_until_seen(session, machine, key)
         session.book.update([both])
         watch.switch_host_key(line)
     own = replace(machine, host_key=key, next_host_key=None, has_own_host_key=True)
@@ -49,10 +51,45 @@ def own_host_key(session: Session, machine: Machine) -> Machine:
     return own
 
 
+def line_by_present_key(session: Session, machine: Machine, *, connect_timeout_s: float) -> Transport:
+    """A line by the host key that the machine's labels have by now: another computer may just have had it make its own.
+
+    Raises `HostKeyChanged` where they don't know the key that it shows.
+    """
+    for _ in range(_LABEL_TRIES):
+        try:
+            return _line(session, machine, connect_timeout_s=connect_timeout_s)
+        except HostKeyChanged:
+            again = session.provider.refresh(machine)
+            if _pins(again) == _pins(machine):
+                if machine.has_own_host_key:
+                    raise
+                session.clock.sleep(_LABEL_PAUSE_S)  # labels take a while to be seen
+            elif again.ssh:
+                machine = again
+    return _line(session, machine, connect_timeout_s=connect_timeout_s)
+
+
+def _line(session: Session, machine: Machine, *, connect_timeout_s: float = 10.0) -> Transport:
+    return transports.open(machine, identity_file=session.identity_file, connect_timeout_s=connect_timeout_s)
+
+
+def _pins(machine: Machine) -> tuple[str | None, str | None]:
+    return machine.host_key, machine.next_host_key
+
+
+def _wait_until_seen(session: Session, machine: Machine, key: str) -> None:
+    """The key has to be accepted by every computer before it is shown; where it isn't seen, they look again."""
+    for _ in range(_LABEL_TRIES):
+        if session.provider.refresh(machine).next_host_key == key:
+            return
+        session.clock.sleep(_LABEL_PAUSE_S)
+
+
 def _is_shown(session: Session, machine: Machine) -> bool:
     """Whether the machine's sshd proves this host key. While it reads it, it may answer nobody, or with the old one."""
     for _ in range(_SHOWN_TRIES):
-        with contextlib.suppress(HostKeyChanged, MachineUnreachable), session.line(machine):
+        with contextlib.suppress(HostKeyChanged, MachineUnreachable), _line(session, machine):
             return True
         session.clock.sleep(_SHOWN_PAUSE_S)
     return False
@@ -72,7 +109,7 @@ def introduce(session: Session, machine: Machine, open_line: Callable[[], Transp
             return False
         with open_line() as line:
             authorise(line, key)
-    except (NotPermitted, KeyRefused):
+    except (ProviderError, KeyRefused):
         return False
     return True
 

@@ -46,11 +46,13 @@ def uninstall(settings: Settings, *, confirm: Callable[[Leaving], None], tell: T
         )
     if inventory.machines:
         first = inventory.machines[0]
+        own = [f"gpuops down {machine.name} --terminate" for machine in inventory.machines if not machine.is_adopted]
+        give_back = "take the tags gpuops:… off it in the provider's console (it was there before gpuops)"
         raise StateError(
             f"There are machines: {', '.join(machine.name for machine in inventory.machines)}.",
             left_behind=f"Nothing was deleted. {first.name} is {first.state.value}, at {cost.per_hour(first)}; "
             f"its disk costs {cost.disk(first)}.",
-            next_step=f"gpuops down {first.name} --terminate",
+            next_step=own[0] if own else f"{first.name}: {give_back}",
         )
     gone = tuple(path for name in _OURS if (path := settings.home / name).exists())
     results = settings.home / _RESULTS

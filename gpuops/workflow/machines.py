@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from gpuops import providers, watch
+from gpuops import lifecycle, providers, watch
 from gpuops.errors import GpuopsError, StateError, VendorUnreachable
 from gpuops.lifecycle import Clock, Tell
 from gpuops.machine import GpuType, Inventory, Machine, State
@@ -113,9 +113,9 @@ def reap(settings: Settings, *, tell: Tell, clock: Clock = REAL_CLOCK) -> Reaped
     stopped, failed = [], []
     for machine in running:
         if is_overdue(machine, clock.now()):
-            tell(f"Stopping {machine.name} ({machine.id}), which was to stop by itself")
             try:
-                stopped.append(session.about(machine.name).stop(machine))
+                if (reaped := _reaped(session.about(machine.name), machine)) is not None:
+                    stopped.append(reaped)
             except GpuopsError as error:
                 failed.append((machine, error))
     return Reaped(
@@ -124,6 +124,24 @@ def reap(settings: Settings, *, tell: Tell, clock: Clock = REAL_CLOCK) -> Reaped
         without_deadline=tuple(machine for machine in running if machine.deadline is None),
         inventory=inventory,
     )
+
+
+def _reaped(session: Session, machine: Machine) -> Machine | None:
+    """The machine, stopped; None where it is not overdue by now, or says itself that it has more time (a reboot)."""
+    with session.locked():
+        machine = lifecycle.seen_again(session.provider, machine, session.clock)
+        if not is_overdue(machine, session.clock.now()):
+            return None
+        with contextlib.suppress(GpuopsError):  # one that can't be asked is stopped
+            session.admit(machine)
+            with session.line(machine, connect_timeout_s=5) as line:
+                left = watch.left(line)
+            if left is not None and left.deadline_s > _OVERDUE_AFTER.total_seconds():
+                deadline_labelled(session, machine, left.deadline_s)
+                session.tell(f"{machine.name} ({machine.id}) has been given more time")
+                return None
+        session.tell(f"Stopping {machine.name} ({machine.id}), which was to stop by itself")
+        return session.stop(machine)
 
 
 def is_overdue(machine: Machine, now: datetime) -> bool:

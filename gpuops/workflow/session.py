@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpuops import cost, host_keys, lifecycle, providers, transports
-from gpuops.errors import GpuopsError, HostKeyChanged, KeyRefused, OverLimit, SshConfigError, UnfitMachine
+from gpuops import cost, host_keys, lifecycle, providers
+from gpuops.errors import GpuopsError, KeyRefused, OverLimit, SshConfigError, UnfitMachine
 from gpuops.launches import LaunchRecords
 from gpuops.ledger import Ledger
 from gpuops.lifecycle import Clock, Limits, Plan, Release, Tell
@@ -23,7 +23,6 @@ from gpuops.workflow import identity
 from gpuops.workflow.limits import limited
 
 REAL_CLOCK = Clock()
-_NEW_KEY_WITHIN_S = 15.0
 
 Confirm = Callable[[Plan], None]
 
@@ -86,7 +85,7 @@ class Session:
         """An open line. A machine that another computer launched is told of this one first. Raises `KeyRefused`."""
 
         def open_line() -> Transport:
-            return transports.open(machine, identity_file=self.identity_file, connect_timeout_s=connect_timeout_s)
+            return identity.line_by_present_key(self, machine, connect_timeout_s=connect_timeout_s)
 
         try:
             return open_line()
@@ -106,41 +105,28 @@ class Session:
         """Let this computer in from where it is now: it may have moved to another network."""
         self.provider.admit(machine, self.settings.wish(), client_key=self.client_key)
 
-    def wait(self, machine: Machine, *, admit: bool = False) -> Machine:
-        """Until it runs (started, if it was stopped) and ssh lets us in, with its address in the book.
+    def wait(self, machine: Machine, *, admit: bool = False, may_start: bool = True) -> Machine:
+        """Until it runs (started, if it was stopped and may be) and ssh lets us in, with its address in the book.
 
         `admit`: its firewall may not know of this computer yet.
         """
-        machine = lifecycle.wait_until_running(self.provider, machine, clock=self.clock, tell=self.tell)
+        machine = lifecycle.wait_until_running(
+            self.provider, machine, clock=self.clock, tell=self.tell, may_start=may_start
+        )
         self.ledger.seen([machine], now=self.clock.now())
         if admit:
             self.admit(machine)
         self.book.update([machine])
-        machine = self._reached(machine)
+        machine = lifecycle.wait_until_reached(
+            self.provider,
+            machine,
+            open_line=lambda there: self.line(there, connect_timeout_s=5),
+            clock=self.clock,
+            tell=self.tell,
+        )
+        machine = identity.own_host_key(self, machine)
         self.book.update([machine])
         return machine
-
-    def _reached(self, machine: Machine) -> Machine:
-        """Another computer may be having it make its own host key just now, and tags take a while to be seen."""
-        deadline = self.clock.monotonic() + _NEW_KEY_WITHIN_S
-        while True:
-            try:
-                there = lifecycle.wait_until_reached(
-                    self.provider,
-                    machine,
-                    open_line=lambda machine: self.line(machine, connect_timeout_s=5),
-                    clock=self.clock,
-                    tell=self.tell,
-                )
-                return identity.own_host_key(self, there)
-            except HostKeyChanged:
-                again = lifecycle.seen_again(self.provider, machine, self.clock)
-                is_news = (again.host_key, again.next_host_key) != (machine.host_key, machine.next_host_key)
-                if not is_news and (machine.has_own_host_key or self.clock.monotonic() > deadline):
-                    raise
-                if not is_news:
-                    self.clock.sleep(0.5)
-                machine = again
 
     def stop(self, machine: Machine) -> Machine:
         with _or_left(machine):
@@ -213,9 +199,12 @@ class Session:
                     machine = lifecycle.launch(
                         self.provider, plan, self.records, key, release, client_key=self.client_key
                     )
+                is_ours = not plan.existing and not plan.unfinished and not release.kept
                 try:
-                    # The command that was cut off may have been at another address.
-                    machine = limited(self, self.wait(machine, admit=plan.unfinished is not None), plan)
+                    # A command that was cut off may have been at another address, and a rival's machine knows its own.
+                    admit = not plan.existing and not is_ours
+                    machine = self.wait(machine, admit=admit, may_start=not plan.is_up)
+                    machine = limited(self, machine, plan, is_ours=is_ours, may_be_unwatched=not launch)
                     self.records.clear(key)
                     yield machine, release
                 except GpuopsError as error:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gpuops import host_keys, lifecycle, transports
-from gpuops.errors import BadData, BadInput, ProviderError, StateError
+from gpuops.errors import BadData, BadInput, ProviderError, StateError, VendorUnreachable
 from gpuops.lifecycle import Clock, Tell
 from gpuops.machine import Address, Machine, State
 from gpuops.settings import Settings
 from gpuops.workflow import identity
 from gpuops.workflow.session import REAL_CLOCK, Session
+
+_LABEL_TRIES, _LABEL_PAUSE_S = 20, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,15 @@ def adopt(
     with session.locked():
         machine = session.provider.inspect(machine_id)
         _refuse(session, machine)
-        if other := lifecycle.find_one(session.provider.find(name), name):
+        inventory = session.provider.find(name)
+        if inventory.unanswered:
+            silent = ", ".join(place.place for place in inventory.unanswered)
+            raise VendorUnreachable(
+                f"Whether there is a machine {name!r} already is not known: no answer from {silent}.",
+                left_behind="Nothing was changed.",
+                next_step=f"gpuops adopt {machine_id} {name}",
+            )
+        if other := lifecycle.find_one(inventory, name):
             raise StateError(
                 f"There is a machine named {name} already: {other.id} in {other.place}.",
                 left_behind="Nothing was changed.",
@@ -64,7 +74,7 @@ def adopt(
                 "adopted": "yes",
             },
         )
-        machine = session.provider.refresh(machine)
+        machine = _labelled(session, machine)
         session.ledger.seen([machine], now=clock.now())
         session.book.update([machine])
         return machine
@@ -76,8 +86,24 @@ def _refuse(session: Session, machine: Machine) -> None:
         raise StateError(
             f"{machine.id} is gpuops's already, named {machine.name}.", left_behind=nothing, next_step="gpuops status"
         )
+    if machine.unstoppable:
+        raise StateError(
+            f"{machine.id} can't be adopted: {machine.unstoppable}, and gpuops stops and starts its machines.",
+            left_behind=nothing,
+            next_step="Save it as an image, and launch from that: gpuops up --image ami-…",
+        )
     if not machine.state.exists:
         raise StateError(f"{machine.id} is {machine.state.value}.", left_behind=nothing, next_step="gpuops status")
+
+
+def _labelled(session: Session, machine: Machine) -> Machine:
+    """As the provider shows it with its new labels, which may take a moment."""
+    for _ in range(_LABEL_TRIES):
+        seen = session.provider.refresh(machine)
+        if not seen.unusable:
+            break
+        session.clock.sleep(_LABEL_PAUSE_S)
+    return seen
 
 
 def _takeover(session: Session, machine: Machine, fingerprint: str | None) -> Takeover:

@@ -91,7 +91,6 @@ def train(
             recipe_digest=jobs.digest(recipe),
             data_digest=places["data_digest"],
             price_usd_per_hour=machine.price_usd_per_hour,
-            max_usd=settings.max_usd,
             then=then,
             grace_minutes=settings.grace_minutes,
             poweroff=watch.power_off_argv(f"run {run_id} ended"),
@@ -169,6 +168,10 @@ def pull(
                     outcome = jobs.collect(route, found, session.store, clock.now())
                     session.ledger.run_ended(found.id, at=clock.now(), succeeded=outcome.state == "succeeded")
                     brought.append(found)
+            going_on = [entry for entry in jobs.on_machine(line, "python3") if entry["state"] in _UNDER_WAY]
+        if not release.kept and going_on:  # another computer has come to train on it meanwhile
+            tell(f"{machine.name} is left running: run {going_on[0]['id']} is going on there")
+            release.keep()
         if not release.kept:
             tell(f"Stopping {machine.name} again")
             session.stop(machine)
