@@ -85,7 +85,7 @@ def uninstall(yes: bool, **flags: object) -> None:
     with screen.Progress() as progress:
         swept = workflow.uninstall(resolve(**flags), confirm=confirm, tell=progress.tell)
     for gone in swept:
-        screen.say(gone)
+        screen.say(f"Deleted {gone}.")
     screen.say("Done. The program itself goes with: pip uninstall gpuops")
 
 

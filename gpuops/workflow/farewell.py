@@ -70,7 +70,7 @@ def delete(session: Session, machine: Machine, *, discard: bool, confirm: Callab
     deleted = replace(session.delete(machine), stays_behind=machine.stays_behind)
     with contextlib.suppress(GpuopsError):  # what it leaves costs nothing, and goes with the next machine
         for gone in session.provider.tidy(machine.region):
-            session.tell(gone)
+            session.tell(f"Deleted {gone}")
     return deleted
 
 
