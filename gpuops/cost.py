@@ -31,32 +31,23 @@ def disk(machine: Machine) -> str:
     return monthly(machine.disk_usd_per_month)
 
 
-def deadline_hours(
-    max_hours: float, max_usd: float | None, *, spent_usd: float | None, price_usd_per_hour: float | None
-) -> float:
-    """How many hours a machine of that price may run, of which `spent_usd` (None: not known) has been spent already.
+def deadline_hours(max_hours: float, max_usd: float | None, *, price_usd_per_hour: float | None) -> float:
+    """How many hours a machine of that price may run from now.
 
     `max_usd` is about hours alone: the disk costs a hundredth of them, and goes on costing when the machine has
     stopped, so no deadline could keep it within a limit. Raises `OverLimit` where the limit can't be kept.
     """
     if max_usd is None:
         return max_hours
-    if price_usd_per_hour is None or spent_usd is None:
-        unknown = "the price per hour" if price_usd_per_hour is None else "what has been spent"
+    if price_usd_per_hour is None:
         raise OverLimit(
-            f"A limit of {usd(max_usd)} can't be kept: {unknown} isn't known.",
+            f"A limit of {usd(max_usd)} can't be kept: the price per hour isn't known.",
             left_behind="Nothing was started.",
             next_step="Limit the hours instead, with --max-hours; or take a machine of a known price: gpuops offers",
         )
-    if spent_usd >= max_usd:
-        raise OverLimit(
-            f"{usd(spent_usd)} of the limit of {usd(max_usd)} has been spent: nothing is left to run a machine for.",
-            left_behind="Nothing was started.",
-            next_step="Allow more, with a higher --max-usd. What has been spent: gpuops cost",
-        )
     if price_usd_per_hour == 0:
         return max_hours
-    return min(max_hours, (max_usd - spent_usd) / price_usd_per_hour)
+    return min(max_hours, max_usd / price_usd_per_hour)
 
 
 def estimate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpuops import jobs, results
-from gpuops.errors import RemoteFileMissing, ResultsDamaged
+from gpuops.errors import RemoteCommandFailed, RemoteFileMissing, ResultsDamaged
 from gpuops.runs import RunStore
 from gpuops.transports import Transport
 
@@ -13,6 +13,7 @@ _SHOWN_AT_MOST = 200
 _NOT_THE_PERSONS = (
     "./.cache/*",
     "./.ssh/*",
+    "./.sudo_as_admin_successful",  # empty: Ubuntu's sudo leaves it
     "./gpuops/bin/*",
     "./gpuops/data/*",
     "./gpuops/trainer/*",
@@ -20,14 +21,19 @@ _NOT_THE_PERSONS = (
     "./gpuops/in-use",
     "./gpuops/runs/[0-9]*T[0-9]*-[0-9a-f]*/*",
 )
-# What is newer than the first boot was made by the person, by a run, or by us. The machine's log has when that was; a
-# machine without one is taken to have got its authorized_keys then.
+# What has come or changed since the first boot was made by the person, by a run, or by us. That is told by its inode's
+# time: its own is set back by all that copies or unpacks with dates. The first line of the machine's log has the boot,
+# as a difference of two cut-off seconds; without it, anything may be the person's. A new account's files, which come
+# from /etc/skel, are newer. An empty name at the end of the list says that the search came to its end.
 _CHANGED = (
-    'since=$(sed -n "s/^boot \\([0-9]*\\) .*/\\1/p" "${DESTDIR-}/var/lib/gpuops/uptime.log" 2>/dev/null | head -n 1); '
-    'if [ -n "$since" ]; then set -- -newermt "@$since"; else set -- -newer .ssh/authorized_keys; fi; '
-    'find . -type f "$@" '
-    + " ".join(f"-not -path '{pattern}'" for pattern in _NOT_THE_PERSONS)
-    + f" 2>/dev/null | head -n {_SHOWN_AT_MOST}"
+    'cd "${HOME:?}" || exit; '
+    'since=$(sed -n "1s/^boot \\([0-9]*\\) .*/\\1/p" "${DESTDIR-}/var/lib/gpuops/uptime.log" 2>/dev/null); '
+    '[ -z "$since" ] || set -- -newerct "@$((since - 1))"; '
+    "{ find . -ignore_readdir_race \\( "
+    + " -o ".join(f"-path '{pattern}'" for pattern in _NOT_THE_PERSONS)
+    + ' \\) -prune -o \\( -type f -o -type l \\) "$@" '
+    "! \\( -path './.*' -exec cmp -s \"${DESTDIR-}/etc/skel/{}\" {} \\; \\) -print0 "
+    f"&& printf '\\0'; }} | head -z -n {_SHOWN_AT_MOST}"
 )
 
 
@@ -41,16 +47,15 @@ class Disk:
 
 
 def look(line: Transport, store: RunStore) -> Disk:
-    """What would be lost with this disk."""
+    """What would be lost with this disk. Raises `RemoteCommandFailed` where not all of it could be seen."""
     found = line.run(["sh", "-c", "[ -d gpuops/runs ]"], check=False)
     on_disk = jobs.on_machine(line, "python3") if found.exit_code == 0 else []
     running = tuple(str(run["id"]) for run in on_disk if run["state"] in {"starting", "running"})
     ended = [str(run["id"]) for run in on_disk if str(run["id"]) not in running]
-    changed = line.run(["sh", "-c", _CHANGED], check=False).stdout.splitlines()
     return Disk(
         running=running,
         not_home=tuple(run_id for run_id in ended if not is_home(line, run_id, store)),
-        changed=tuple(path.removeprefix("./") for path in changed),
+        changed=_changed(line),
     )
 
 
@@ -64,3 +69,15 @@ def is_home(line: Transport, run_id: str, store: RunStore) -> bool:
     except (RemoteFileMissing, ResultsDamaged, OSError):
         return False
     return there == (store.path(run_id) / "manifest.json").read_bytes()
+
+
+def _changed(line: Transport) -> tuple[str, ...]:
+    search = line.run(["sh", "-c", _CHANGED], check=False)
+    paths = search.stdout.split("\0")[:-1]
+    if len(paths) < _SHOWN_AT_MOST and "" not in paths:
+        raise RemoteCommandFailed(
+            f"The files in its home folder could not be listed.\n{search.stderr.strip()[-1000:]}".rstrip(),
+            left_behind="Nothing was changed.",
+            next_step="Look around there, with gpuops ssh",
+        )
+    return tuple(path.removeprefix("./") for path in paths if path)

@@ -5,10 +5,11 @@ Our file is written whole; the person's is changed by that one line, once, and e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpuops import durable, host_keys
@@ -26,15 +27,20 @@ _BLOCK = re.compile(
 class AddressBook:
     """`user_config` is the person's own ssh config; ours lies beside it. `keys` holds our key and known hosts.
 
-    `identity_file` is the private key to come with, where it isn't ours.
+    `identity_file` is the private key to come with, where it isn't ours. Commands write one after the other, and wait
+    `wait_s` for each other at most.
     """
 
-    def __init__(self, *, user_config: Path, keys: Path, identity_file: Path | None = None) -> None:
+    def __init__(
+        self, *, user_config: Path, keys: Path, identity_file: Path | None = None, wait_s: float = 10.0
+    ) -> None:
         self._identity_file = identity_file or keys / "id_ed25519"
         self._user_config = user_config
         self.path = user_config.parent / FILE_NAME
         self._keys = keys
         self._known_hosts = keys / "known_hosts"
+        self._lock = keys / "ssh-config.lock"
+        self._wait_s = wait_s
 
     def check(self) -> None:
         """Raises `SshConfigError` if it couldn't be kept: asked before anything that costs money is done."""
@@ -53,54 +59,88 @@ class AddressBook:
             )
 
     def update(self, machines: Iterable[Machine]) -> None:
-        """Write these machines' blocks anew; those of a machine that is gone are taken out, all others stay."""
-        blocks = self._blocks()
-        pins = self._pins()
-        for machine in machines:
-            blocks.pop(machine.name, None)
-            if machine.state.exists and not machine.unusable:
-                blocks[machine.name] = self._block(machine)
-                if machine.host_key:
-                    pins[machine.id] = _host_keys(machine)
-            else:
-                pins.pop(machine.id, None)
-        self._write(blocks, pins)
+        """Write these machines' blocks anew; those of a machine that is gone are taken out, all others stay.
+
+        Raises `SshConfigError`, as all that writes here.
+        """
+        with self._locked():
+            blocks = self._blocks()
+            pins = self._pins()
+            for machine in machines:
+                blocks.pop(machine.name, None)
+                if machine.state.exists and not machine.unusable:
+                    blocks[machine.name] = self._block(machine)
+                    if machine.host_key:
+                        pins[machine.id] = _host_keys(machine)
+                else:
+                    pins.pop(machine.id, None)
+            self._write(blocks, pins)
 
     def regenerate(self, inventory: Inventory, *, provider: str) -> None:
         """The same from everything that this provider has listed: blocks of places that did not answer stay too."""
         names = [machine.name for machine in inventory.machines]
         unanswered = {place.place for place in inventory.unanswered}
-        blocks = {
-            match["name"]: match[0]
-            for match in _BLOCK.finditer(self._text())
-            if match["place"] in unanswered or not match["place"].startswith(f"{provider}/")
-        }
-        pins = self._pins()
-        for machine in inventory.machines:
-            if machine.host_key:
-                pins[machine.id] = _host_keys(machine)
-            if (
-                names.count(machine.name) == 1 and not machine.unusable
-            ):  # two of one name: neither is the one that the person means
-                blocks[machine.name] = self._block(machine)
-        self._write(blocks, pins)
+        with self._locked():
+            blocks = {
+                match["name"]: match[0]
+                for match in _BLOCK.finditer(self._text())
+                if match["place"] in unanswered or not match["place"].startswith(f"{provider}/")
+            }
+            pins = self._pins()
+            for machine in inventory.machines:
+                if machine.host_key:
+                    pins[machine.id] = _host_keys(machine)
+                # Of two of one name, neither is the one that the person means.
+                if names.count(machine.name) == 1 and not machine.unusable:
+                    blocks[machine.name] = self._block(machine)
+            self._write(blocks, pins)
 
     def remove_everything(self) -> None:
-        """Take our line out of the person's config, and delete our own files. Raises `SshConfigError`."""
+        """Take our line out of the person's config, and delete our own files."""
+        with self._locked():
+            try:
+                before = self._read(self._user_config)
+                lines = before.splitlines(keepends=True)
+                rest = b"".join(line for line in lines if line.rstrip(b"\r\n") != self._include())
+                if rest != before:
+                    self._replace_user_config(rest)
+                durable.remove(self.path)
+                durable.remove(self._known_hosts)
+            except OSError as error:
+                raise SshConfigError(
+                    f"The ssh config can't be cleaned: {error}.",
+                    left_behind="What is left of it harms nothing.",
+                    next_step=f"Delete this line of {self._user_config} yourself: {self._include().decode()}",
+                ) from error
+            durable.remove(self._lock)
+        with contextlib.suppress(OSError):  # our key is still in it
+            self._keys.rmdir()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """What is read inside is still so when it's written. The lock ends with its process."""
+        import filelock
+
+        lock = filelock.FileLock(self._lock, timeout=self._wait_s, poll_interval=0.01, mode=0o600)
         try:
-            before = self._read(self._user_config)
-            lines = before.splitlines(keepends=True)
-            rest = b"".join(line for line in lines if line.rstrip(b"\r\n") != self._include())
-            if rest != before:
-                self._replace_user_config(rest)
-            durable.remove(self.path)
-            durable.remove(self._known_hosts)
+            self._keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise SshConfigError(
+                f"Another gpuops command has been writing the ssh config for {self._wait_s:g} s.",
+                left_behind="The ssh config was not changed.",
+                next_step="Wait until it has ended; `gpuops status` writes the ssh config anew.",
+            ) from error
         except OSError as error:
             raise SshConfigError(
-                f"The ssh config can't be cleaned: {error}.",
-                left_behind="What is left of it harms nothing.",
-                next_step=f"Delete this line of {self._user_config} yourself: {self._include().decode()}",
+                f"The ssh config can't be locked: {error}.",
+                left_behind="It was not changed.",
+                next_step=f"Make {self._keys} a folder that can be written to.",
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _write(self, blocks: dict[str, str], pins: dict[str, tuple[str, ...]]) -> None:
         text = _HEADER + "".join("\n" + blocks[name].rstrip("\n") + "\n" for name in sorted(blocks))

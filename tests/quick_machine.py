@@ -14,8 +14,6 @@ import pytest
 from gpuops.machine import Machine, State
 from tests.computers import Cloud, Computer, until
 
-# As the image had it: gpuops counts what is newer than the first boot as the person's.
-_LONG_AGO = (1_500_000_000, 1_500_000_000)
 _PYTHON = """#!/bin/sh
 case "$1 $2" in
 "-c "*) echo {account} ;;
@@ -40,12 +38,12 @@ class QuickMachine:
 
     @property
     def home(self) -> Path:
-        return self.cloud.process.folder / "machines" / self.machine.id / "disk" / "home" / "ubuntu"
+        return self._folder / "disk" / "home" / "ubuntu"
 
     @property
     def python(self) -> Path:
-        """What its PATH finds first."""
-        return self.home / ".local" / "bin" / "python3"
+        """What its PATH finds first. Not in its home folder, where it would count as the person's."""
+        return self._folder / "bin" / "python3"
 
     @property
     def state(self) -> str:
@@ -75,7 +73,10 @@ class QuickMachine:
         account = "'" + json.dumps([str(path), [*version, 0], []]) + "'"
         path.write_text(_PYTHON.format(account=account, python=sys.executable))
         path.chmod(0o755)
-        os.utime(path, _LONG_AGO)
+
+    @property
+    def _folder(self) -> Path:
+        return self.cloud.process.folder / "machines" / self.machine.id
 
 
 def quick_machine(computer: Computer, state: State = State.RUNNING, **flags: object) -> QuickMachine:

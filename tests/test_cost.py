@@ -9,41 +9,23 @@ from gpuops.errors import OverLimit
 
 
 def test_without_a_limit_in_usd_the_hours_are_those_that_were_asked_for() -> None:
-    assert cost.deadline_hours(12.0, None, spent_usd=100.0, price_usd_per_hour=None) == 12.0
+    assert cost.deadline_hours(12.0, None, price_usd_per_hour=None) == 12.0
 
 
-@pytest.mark.parametrize(
-    ("max_usd", "spent_usd", "hours"),
-    [(1.0, 0.0, 2.0), (1.0, 0.75, 0.5), (100.0, 0.0, 12.0), (100.0, 99.0, 2.0)],
-    ids=["fresh", "three-quarters-spent", "hours-come-first", "usd-come-first"],
-)
-def test_a_limit_in_usd_becomes_hours(max_usd: float, spent_usd: float, hours: float) -> None:
-    assert cost.deadline_hours(12.0, max_usd, spent_usd=spent_usd, price_usd_per_hour=0.5) == pytest.approx(hours)
+@pytest.mark.parametrize(("max_usd", "hours"), [(1.0, 2.0), (100.0, 12.0)], ids=["usd-come-first", "hours-come-first"])
+def test_a_limit_in_usd_becomes_hours(max_usd: float, hours: float) -> None:
+    assert cost.deadline_hours(12.0, max_usd, price_usd_per_hour=0.5) == pytest.approx(hours)
 
 
 def test_hours_that_cost_nothing_are_limited_by_the_hours_alone() -> None:
-    assert cost.deadline_hours(12.0, 1.0, spent_usd=0.0, price_usd_per_hour=0.0) == 12.0
+    assert cost.deadline_hours(12.0, 1.0, price_usd_per_hour=0.0) == 12.0
 
 
-@pytest.mark.parametrize(
-    ("spent_usd", "price_usd_per_hour", "unknown"),
-    [(0.0, None, "the price per hour"), (None, 0.5, "what has been spent")],
-)
-def test_a_limit_that_nobody_could_keep_is_refused(
-    spent_usd: float | None, price_usd_per_hour: float | None, unknown: str
-) -> None:
+def test_a_limit_that_nobody_could_keep_is_refused() -> None:
     with pytest.raises(OverLimit) as refused:
-        cost.deadline_hours(12.0, 5.0, spent_usd=spent_usd, price_usd_per_hour=price_usd_per_hour)
-    assert refused.value.what == f"A limit of $5.00 can't be kept: {unknown} isn't known."
+        cost.deadline_hours(12.0, 5.0, price_usd_per_hour=None)
+    assert refused.value.what == "A limit of $5.00 can't be kept: the price per hour isn't known."
     assert "--max-hours" in refused.value.next_step
-
-
-@pytest.mark.parametrize("spent_usd", [5.0, 7.5])
-def test_a_limit_that_is_used_up_is_told_with_what_was_spent(spent_usd: float) -> None:
-    with pytest.raises(OverLimit) as refused:
-        cost.deadline_hours(12.0, 5.0, spent_usd=spent_usd, price_usd_per_hour=0.5)
-    assert f"{cost.usd(spent_usd)} of the limit of $5.00 has been spent" in refused.value.what
-    assert "--max-usd" in refused.value.next_step
 
 
 @pytest.mark.parametrize(

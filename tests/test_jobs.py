@@ -202,7 +202,9 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(there: T
     _the_only_pythons(there, lacks=("torchvision", "safetensors"))
     with pytest.raises(UnfitMachine, match="/python3 lacks torchvision, safetensors") as refused:
         jobs.find_python(there.line, "fastai")
-    assert refused.value.next_step.startswith("gpuops ssh fastai 'python3 -m pip install torch torchvision")
+    assert refused.value.next_step.startswith(
+        "gpuops up fastai; gpuops ssh fastai 'python3 -m pip install torch torchvision"
+    )
 
 
 def test_a_machine_without_any_python_is_refused(there: There) -> None:

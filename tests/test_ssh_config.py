@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import pytest
 
 from gpuops import host_keys
@@ -324,11 +326,66 @@ def test_afterwards_the_persons_config_is_as_it_was_and_nothing_of_ours_is_left(
     assert config.is_symlink()
     assert target.stat().st_mode & 0o777 == 0o640
     assert [path.name for path in config.parent.iterdir()] == ["config"]
-    assert list((tmp_path / "gpuops" / "keys").iterdir()) == []
+    assert not (tmp_path / "gpuops" / "keys").exists()
     book.remove_everything()
     assert target.read_bytes() == b"# moved\n" + before
 
 
-def test_where_gpuops_never_was_nothing_is_made_by_removing(book: AddressBook, config: Path) -> None:
+def test_where_gpuops_never_was_nothing_is_made_by_removing(book: AddressBook, config: Path, tmp_path: Path) -> None:
     book.remove_everything()
     assert not config.parent.exists()
+    assert not (tmp_path / "gpuops" / "keys").exists()
+
+
+def test_commands_at_work_on_different_machines_lose_nothing_of_each_others(config: Path, tmp_path: Path) -> None:
+    """Law 5. An address book each, as in processes of their own."""
+    keys = tmp_path / "keys"
+
+    def write(command: int) -> None:
+        book = AddressBook(user_config=config, keys=keys)
+        for number in range(50):
+            mine = machine(id=f"i-{command}-{number}", name=f"m-{command}-{number}")
+            if command:
+                book.update([mine])
+            else:
+                book.regenerate(Inventory(machines=(mine,), unanswered=(_EVERYTHING_ELSE,)), provider="aws")
+
+    with ThreadPoolExecutor(3) as commands:
+        list(commands.map(write, range(3)))
+    everything = [f"{command}-{number}" for command in range(3) for number in range(50)]
+    text = (config.parent / "gpuops.config").read_text()
+    assert [one for one in everything if f"Host m-{one}\n" not in text] == []
+    known = (keys / "known_hosts").read_text()
+    assert [one for one in everything if f"i-{one} " not in known] == []
+    assert config.read_bytes().count(b"Include") == 1
+
+
+_EVERYTHING_ELSE = Unanswered(place="aws/us-west-2", reason="it is far")
+
+
+@pytest.mark.parametrize("change", ["update", "regenerate", "remove_everything"])
+def test_a_book_that_another_command_keeps_to_itself_is_told_and_left_alone(
+    book: AddressBook, config: Path, tmp_path: Path, change: str
+) -> None:
+    book.update([machine()])
+    before = config.read_bytes(), book.path.read_bytes()
+    patient = AddressBook(user_config=config, keys=tmp_path / "gpuops" / "keys", wait_s=0.1)
+    gone = machine(state=State.TERMINATED, ssh=None)
+    with filelock.FileLock(tmp_path / "gpuops" / "keys" / "ssh-config.lock"), pytest.raises(SshConfigError) as raised:
+        if change == "update":
+            patient.update([gone])
+        elif change == "regenerate":
+            patient.regenerate(Inventory(machines=()), provider="aws")
+        else:
+            patient.remove_everything()
+    assert raised.value.what == "Another gpuops command has been writing the ssh config for 0.1 s."
+    assert raised.value.next_step
+    assert (config.read_bytes(), book.path.read_bytes()) == before
+
+
+@pytest.mark.parametrize("change", ["update", "remove_everything"])
+def test_a_folder_in_which_nothing_can_be_written_is_told(config: Path, tmp_path: Path, change: str) -> None:
+    (tmp_path / "keys").write_text("no folder")
+    book = AddressBook(user_config=config, keys=tmp_path / "keys")
+    with pytest.raises(SshConfigError, match="keys"):
+        book.update([machine()]) if change == "update" else book.remove_everything()

@@ -190,6 +190,44 @@ def test_a_budget_does_not_prolong_a_shorter_deadline(machine: Machine) -> None:
         assert left(line).deadline_s <= 200
 
 
+@pytest.mark.parametrize("garbage", ["", "soon", "-5", "\0\0\0\0", "08", "9" * 30])
+def test_a_damaged_budget_counts_as_used_up_until_another_is_set(machine: Machine, garbage: str) -> None:
+    with machine.line() as line:
+        watch.budget(line, 4000)
+    machine.stop()
+    (machine.folder / "disk/var/lib/gpuops/budget").write_text(garbage)
+    with machine.start().wait_for_ssh().line() as line:
+        assert left(line).budget_s == 0
+        assert 570 < left(line).deadline_s <= 600
+        watch.arm(line, 3600)
+        assert left(line).deadline_s <= 600
+        watch.budget(line, 2000)
+        watch.arm(line, 1500)
+        assert 1470 < left(line).deadline_s <= 1500
+
+
+@pytest.mark.parametrize("garbage", ["", "soon", "\0\0\0\0"])
+def test_where_the_count_is_damaged_the_budget_is_used_up_until_another_is_set(machine: Machine, garbage: str) -> None:
+    with machine.line() as line:
+        watch.budget(line, 4000)
+    for again in (True, False):
+        machine.stop()
+        if again:
+            (machine.folder / "disk/var/lib/gpuops/total").write_text(garbage)
+        with machine.start().wait_for_ssh().line() as line:
+            assert left(line).budget_s == 0
+            assert 570 < left(line).deadline_s <= 600
+    with machine.line() as line:
+        watch.budget(line, 2000)
+    with machine.line() as line:
+        before = left(line).budget_s
+        assert before is not None and 1980 < before <= 2000
+    machine.stop()
+    with machine.start().wait_for_ssh().line() as line:
+        budget_s = left(line).budget_s
+        assert budget_s is not None and before - 30 < budget_s <= before
+
+
 # The log
 
 

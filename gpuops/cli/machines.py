@@ -43,7 +43,7 @@ def up(yes: bool, dry_run: bool, **flags: object) -> None:
             return
         machine = workflow.up(settings, confirm=plan.confirm_plan(settings, progress, yes=yes), tell=progress.tell)
     screen.say(f"{machine.name} runs: {machine.type} in {machine.place}, {cost.per_hour(machine)}.")
-    screen.say(f"It stops {plan.deadline(machine)}." if machine.deadline else plan.deadline(machine).capitalize() + ".")
+    screen.say(f"It stops {plan.deadline(machine)}.")
     book = workflow.address_book(settings)
     plain = settings.ssh_config == Path.home() / ".ssh" / "config"
     screen.say(f"  ssh {machine.name}" if plain else f"  ssh -F {book.path} {machine.name}")
@@ -108,6 +108,8 @@ def down(terminate: bool, discard: bool, yes: bool, **flags: object) -> None:
         def confirm(farewell: Farewell) -> None:
             progress.pause()
             if question := _farewell_question(farewell):
+                if farewell.has_to_start and yes:
+                    screen.say(question.removesuffix(" Go on?"), err=True)
                 screen.ask(question, yes=yes)
 
         machine = workflow.down(
@@ -180,6 +182,9 @@ def _silent(inventory: Inventory, command: str) -> VendorUnreachable:
 def _farewell_question(farewell: Farewell) -> str:
     """What to ask before this stop or deletion; "" where nothing is at stake."""
     machine, seen = farewell.machine, farewell.disk
+    if farewell.has_to_start:
+        rate = cost.rate(machine.price_usd_per_hour)
+        return f"{machine.name} is stopped. To look what would be lost with its disk, it is started, at {rate}. Go on?"
     if farewell.terminate:
         stays = f" ({', '.join(machine.stays_behind)} will stay.)" if machine.stays_behind else ""
         return f"Delete {machine.name} ({machine.id}) and everything on its disk?{stays}"

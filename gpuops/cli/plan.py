@@ -28,9 +28,7 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what kind of machine is launched, and what it may cost."""
     for option in (
         click.option("--admit", help="Who may reach ssh: an address block, or a URL that answers with your address."),
-        click.option(
-            "--max-usd", type=float, help="It stops by itself when its hours have cost this, reboots included."
-        ),
+        click.option("--max-usd", type=float, help="It stops by itself when its hours from now on have cost this."),
         click.option("--max-hours", type=float, help="It stops by itself this long after its boot. Default: 12."),
         click.option("--max-usd-per-hour", type=float, help="Take no machine that costs more."),
         click.option("--disk-type", help="Kind of disk. Default: gp3."),
@@ -91,7 +89,21 @@ def _of_machine(plan: Plan, machine: Machine) -> Rows:
         ("type", f"{machine.type} in {machine.zone or machine.region}"),
         ("price", f"{cost.rate(machine.price_usd_per_hour)} while it runs"),
         ("disk", f"{cost.disk(machine)} until it is deleted"),
+        *_ignored(plan, machine),
     ]
+
+
+def _ignored(plan: Plan, machine: Machine) -> Rows:
+    """What was asked for and is only for a new machine: one that exists is never replaced or resized."""
+    wish = plan.wish
+    asked = [
+        ("--type", bool(wish.types) and machine.type not in wish.types),
+        ("--image", bool(wish.image)),
+        ("--vpc", bool(wish.vpc)),
+        ("--subnet", bool(wish.subnet)),
+    ]
+    ignored = [flag for flag, is_ignored in asked if is_ignored]
+    return [("note", f"{', '.join(ignored)}: only for a new machine; this one stays as it is")] if ignored else []
 
 
 def _of_offer(plan: Plan, settings: Settings) -> Rows:
@@ -130,12 +142,13 @@ def _stops(plan: Plan) -> str:
     after = "from now on" if plan.is_up else "after its boot"
     text = f"by itself {cost.duration(plan.hours)} {after}"
     if plan.hours < (plan.limits.max_hours or plan.wish.max_hours) and plan.limits.max_usd is not None:
-        return f"{text}: its hours have cost ${plan.limits.max_usd:g} by then, reboots included"
+        return f"{text}: ${plan.limits.max_usd:g} of its hours from now, reboots included"
     return text if plan.limits.max_hours is not None else f"{text} (--max-hours)"
 
 
 def deadline(machine: Machine) -> str:
     """When a running machine stops by itself, in words."""
     if machine.deadline is None:
-        return "it is not known when it stops by itself: stop it with `gpuops down`"
-    return f"by itself at {machine.deadline.astimezone():%H:%M on %a %d %b} (later with `gpuops extend`)"
+        return f"not by itself: stop it with `gpuops down {machine.name}`"
+    when = f"{machine.deadline.astimezone():%H:%M on %a %d %b}"
+    return f"by itself at {when} (later with `gpuops extend {machine.name} 3h`)"

@@ -125,7 +125,7 @@ def pull(run_id: str | None, yes: bool, **flags: object) -> None:
     for run in brought:
         screen.say(f"{run.id} is home, every file verified: {store.path(run.id)}")
     if not brought:
-        screen.say(f"Nothing to bring home from {settings.name}: no ended run there that isn't home already.")
+        screen.say("Nothing to bring home: no ended run there that isn't home already.")
 
 
 @click.command()

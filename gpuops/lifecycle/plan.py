@@ -32,7 +32,7 @@ class Limits:
     def hours(self, own_hours: float, price_usd_per_hour: float | None) -> float:
         """Of a machine of that price, which by itself would run `own_hours`. Raises `OverLimit`."""
         asked = own_hours if self.max_hours is None else self.max_hours
-        return cost.deadline_hours(asked, self.max_usd, spent_usd=0.0, price_usd_per_hour=price_usd_per_hour)
+        return cost.deadline_hours(asked, self.max_usd, price_usd_per_hour=price_usd_per_hour)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

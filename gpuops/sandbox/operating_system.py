@@ -91,11 +91,12 @@ class OperatingSystem:
             _python_folder(config).mkdir(exist_ok=True)
             for name in ("python", "python3"):
                 system_commands.write_script(_python_folder(config) / name, config.python)
-        profile = config.home / ".profile"
+        profile = config.disk / "etc/skel/.profile"
         if not profile.exists():
+            profile.parent.mkdir(parents=True)
             # A login shell reads the computer's /etc/profile first, which takes the machine's commands off the PATH.
             profile.write_text(f"export PATH='{_environment(config)['PATH']}'\n")
-            os.utime(profile, (0, 0))  # it came with the image
+            shutil.copy(profile, config.home)
 
     async def _run_bootcmd(self, argv: tuple[str, ...]) -> None:
         ended = asyncio.ensure_future(self._processes.exit_code(self._processes.start(argv)))

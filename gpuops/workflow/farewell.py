@@ -17,12 +17,16 @@ from gpuops.workflow.session import REAL_CLOCK, Session
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Farewell:
-    """What is about to be done. `disk` is None where the machine could not be looked into, and `unseen` says why."""
+    """What is about to be done. `disk` is None where the machine could not be looked into, and `unseen` says why.
+
+    `has_to_start`: not yet anything but that, so that its disk can be looked into.
+    """
 
     machine: Machine
     terminate: bool
     disk: Disk | None
     unseen: str = ""
+    has_to_start: bool = False
 
 
 def down(
@@ -48,6 +52,7 @@ def down(
             return session.stop(machine)
         if discard or machine.unusable or machine.state is not State.STOPPED:
             return delete(session, machine, discard=discard, confirm=confirm)
+        confirm(Farewell(machine=machine, terminate=True, disk=None, unseen="it is stopped", has_to_start=True))
         tell(f"Starting {machine.name} to look what is on its disk")
         with session.release() as release:
             release.owns(machine)
@@ -93,6 +98,6 @@ def _losses(farewell: Farewell) -> str:
     parts = [
         ("A run is going on", farewell.disk.running),
         ("Runs that are not home", farewell.disk.not_home),
-        ("Files made or changed since its first boot", farewell.disk.changed),
+        ("Files made or changed there", farewell.disk.changed),
     ]
     return " ".join(f"{label}: {', '.join(names[:10])}." for label, names in parts if names)

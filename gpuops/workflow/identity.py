@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 
 _SHOWN_TRIES, _SHOWN_PAUSE_S = 20, 0.1
 _LABEL_TRIES, _LABEL_PAUSE_S = 20, 0.5
-# A file whose last line has no end would join it to ours. Its time stays, as that may be all that tells of the first
-# boot (`gpuops.disk`).
+# A file whose last line has no end would join it to ours.
 _AUTHORISE = (
-    'umask 077; mkdir -p .ssh; file=.ssh/authorized_keys; [ -e "$file" ] || : >"$file"; when=$(stat -c %Y "$file"); '
-    'grep -qxF "$1" "$file" || { [ -z "$(tail -c 1 "$file")" ] || echo >>"$file"; printf "%s\\n" "$1" >>"$file"; }; '
-    'touch -d "@$when" "$file"'
+    'umask 077; mkdir -p .ssh; file=.ssh/authorized_keys; [ -e "$file" ] || : >"$file"; '
+    'grep -qxF "$1" "$file" || { [ -z "$(tail -c 1 "$file")" ] || echo >>"$file"; printf "%s\\n" "$1" >>"$file"; }'
 )
 
 

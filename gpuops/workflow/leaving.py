@@ -50,8 +50,11 @@ def uninstall(settings: Settings, *, confirm: Callable[[Leaving], None], tell: T
         give_back = "take the tags gpuops:… off it in the provider's console (it was there before gpuops)"
         raise StateError(
             f"There are machines: {', '.join(machine.name for machine in inventory.machines)}.",
-            left_behind=f"Nothing was deleted. {first.name} is {first.state.value}, at {cost.per_hour(first)}; "
-            f"its disk costs {cost.disk(first)}.",
+            left_behind="Nothing was deleted. "
+            + " ".join(
+                f"{machine.name} is {machine.state.value}, at {cost.per_hour(machine)}, disk {cost.disk(machine)}."
+                for machine in inventory.machines
+            ),
             next_step=own[0] if own else f"{first.name}: {give_back}",
         )
     gone = tuple(path for name in _OURS if (path := settings.home / name).exists())

@@ -241,12 +241,12 @@ def _refuse_unfit(plan: Plan) -> None:
 
 def _refuse_dear(plan: Plan, max_usd_per_hour: float | None) -> None:
     """Offers are chosen by it already; this is for a machine that is there, or that a cut-off launch has made."""
-    if max_usd_per_hour is None or plan.is_up:
+    if max_usd_per_hour is None:
         return
     price = plan.price_usd_per_hour
     if price is None or price > max_usd_per_hour:
         raise OverLimit(
             f"{plan.wish.name} costs {cost.rate(price)}, and no more than {cost.rate(max_usd_per_hour)} is allowed.",
-            left_behind="Nothing was started.",
+            left_behind=f"It is running, at {cost.rate(price)}." if plan.is_up else "Nothing was started.",
             next_step=f"Allow more with --max-usd-per-hour, or use another machine: gpuops up {plan.wish.name[:60]}-2",
         )

@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timezone
+from pathlib import Path
 
 from gpuops import cost, disk, jobs, results, watch
 from gpuops.errors import (
     Busy,
     GpuopsError,
     MachineUnreachable,
+    ResultsDamaged,
     ResultsNotHome,
     StateError,
     UnknownRun,
@@ -151,6 +153,8 @@ def pull(
         with contextlib.suppress(UnknownRun):  # another computer may have started it
             run = session.store.find(run_id)
             run_id, session = run.id, session.about(run.machine)
+            if session.store.is_home(run.id) and _is_whole(session.store.path(run.id)):
+                return []
     brought: list[Run] = []
     with session.raised(confirm, launch=False) as (machine, release):
         with session.line(machine) as line:
@@ -177,6 +181,14 @@ def pull(
             session.stop(machine)
             release.keep()
     return brought
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        results.verify(folder)
+    except ResultsDamaged:
+        return False
+    return True
 
 
 def _known_run(session: Session, run_id: str | None) -> Run:
