@@ -27,7 +27,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(the_cloud: Cloud, computer
     before = the_cloud.client().describe_security_groups()["SecurityGroups"]
     ran = computer.gpuops_here("up", "--dry-run", "--type", "g4dn.xlarge", "--max-usd", "1")
     assert "Nothing was changed." in ran.succeeded()
-    assert "launch " in ran.stderr and "its hours have cost $1" in ran.stderr
+    assert "launch " in ran.stderr and "$1 of its hours" in ran.stderr
     assert the_cloud.instances(computer.name) == []
     assert the_cloud.client().describe_security_groups()["SecurityGroups"] == before
 

@@ -126,7 +126,8 @@ def test_a_region_that_aws_does_not_have_is_answered_with_the_closest(computer: 
         ("gpuops:max-hours", "nan"),
         ("gpuops:next-host-key", "junk"),
         ("gpuops:deadline", "tomorrow"),
-        ("gpuops:deadline", "2026-11-24T09:00:00"),  # in which zone?
+        ("gpuops:deadline", "2026-11-24T09:00:00+00:00"),  # of which start?
+        ("gpuops:deadline", "2026-11-24T09:00:00+00:00 2026-11-24T10:00:00"),  # in which zone?
         ("gpuops:usd-per-hour", "-1"),
     ],
 )

@@ -200,6 +200,25 @@ def test_the_policy_lets_machines_be_changed_that_bear_our_name_only(account: Ac
     assert "arn:aws-cn:ec2" in permissions.policy("aws-cn")
 
 
+def test_of_parameters_the_policy_lets_awss_own_be_read_only(account: Account) -> None:
+    [statement] = [s for s in json.loads(account.provider.policy())["Statement"] if "ssm:GetParameter" in s["Action"]]
+    assert statement["Resource"] == ["arn:aws:ssm:*::parameter/aws/service/deeplearning/*"]
+    # What is tried is of those too, or a person with this policy would be told that it isn't enough.
+    below = {"Name": "/aws/service/deeplearning/"}
+    account.cloud.add_faults({"action": "GetParameter", "code": "AccessDeniedException", "match": below, "times": -1})
+    assert "not ssm:GetParameter" in looked_into(account)["permissions"].found
+
+
+def test_the_policy_lets_disks_and_firewalls_be_labelled_only_while_they_are_made(account: Account) -> None:
+    tagging = [s for s in json.loads(account.provider.policy())["Statement"] if "ec2:CreateTags" in s["Action"]]
+    whenever = [kind for s in tagging if "StringEquals" not in s["Condition"] for kind in s["Resource"]]
+    assert whenever == ["arn:aws:ec2:*:*:instance/*"]
+    [made] = [s for s in tagging if "StringEquals" in s["Condition"]]
+    assert made["Condition"]["StringEquals"] == {"ec2:CreateAction": ["RunInstances", "CreateSecurityGroup"]}
+    assert set(made["Resource"]) == {f"arn:aws:ec2:*:*:{kind}/*" for kind in ("security-group", "volume")}
+    assert all(s["Condition"]["ForAllValues:StringLike"] for s in tagging)
+
+
 def test_without_any_credentials_the_doctor_says_so(computer: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)

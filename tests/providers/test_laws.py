@@ -114,10 +114,21 @@ def test_a_region_that_fails_is_named_and_the_others_answer(account: Account) ->
     assert "AuthFailure" in place.reason
 
 
+def test_a_region_that_is_forbidden_is_said_to_be_and_not_to_be_tried_again(account: Account) -> None:
+    denied = "is not authorized to perform: ec2:DescribeInstances with an explicit deny in a service control policy"
+    account.cloud.add_faults(
+        {"action": "DescribeInstances", "code": "UnauthorizedOperation", "message": denied, "region": FAR}
+    )
+    [place] = account.provider.machines().unanswered
+    assert place.reason.startswith("not permitted there. ")
+    assert "service control policy" in place.reason
+    assert "again" not in place.reason
+
+
 def test_when_no_region_answers_it_is_an_error_and_not_an_empty_list(account: Account) -> None:
     account.cloud.add_faults({"action": "DescribeInstances", "code": "AuthFailure", "status": 401, "times": 100})
     for ask in (account.provider.machines, lambda: account.provider.find(account.name)):
-        with pytest.raises(VendorUnreachable, match="AuthFailure"):
+        with pytest.raises(GpuopsError, match="AuthFailure"):
             ask()
 
 
@@ -133,7 +144,7 @@ def test_preparing_makes_no_machine_and_nothing_twice(account: Account) -> None:
     # By name: the volume of an earlier test's machine may still be going.
     ours = [{"Name": "tag:gpuops:name", "Values": [account.name]}]
     assert account.cloud.client().describe_volumes(Filters=ours)["Volumes"] == []
-    assert first.request["SecurityGroupIds"] == second.request["SecurityGroupIds"]
+    assert first.request["NetworkInterfaces"] == second.request["NetworkInterfaces"]
     groups = account.cloud.client().describe_security_groups(Filters=[{"Name": "group-name", "Values": ["gpuops"]}])
     assert len(groups["SecurityGroups"]) == 1
     assert first.host_key != second.host_key

@@ -163,12 +163,20 @@ def test_a_subnet_in_a_zone_without_the_type_is_said_to_be_there(account: Accoun
         zones(account, subnet=subnet, types="g5.xlarge")
 
 
-def test_in_the_default_vpc_ec2_takes_the_zones_own_subnet(account: Account, default: OwnNetwork) -> None:
+def test_a_machine_in_the_default_vpc_is_reached_also_where_its_subnets_give_no_addresses(
+    account: Account, default: OwnNetwork
+) -> None:
     assert zones(account, HOLLOWED) == ["a", "b", "c"]
-    prepared = account.prepared(region=HOLLOWED)
-    assert prepared.request["Placement"] == {"AvailabilityZone": f"{HOLLOWED}a"}
-    assert "NetworkInterfaces" not in prepared.request
-    assert network.vpc_of(default.ec2, region=HOLLOWED, subnet="") == default.vpc
+    for subnet in default.subnets.values():
+        default.ec2.modify_subnet_attribute(SubnetId=subnet, MapPublicIpOnLaunch={"Value": False})
+    machine = account.running(region=HOLLOWED)
+    assert machine.zone == f"{HOLLOWED}a"
+    assert machine.ssh is not None
+    [instance] = account.cloud.instances(account.name, region=HOLLOWED)
+    assert (instance["SubnetId"], instance["VpcId"]) == (default.subnets["a"], default.vpc)
+    account.provider.terminate(machine)
+    account.wait(machine, State.TERMINATED)
+    account.provider.tidy(HOLLOWED)  # or the VPC could not be made anew
 
 
 def test_a_zone_without_a_default_subnet_is_left_out(account: Account, default: OwnNetwork) -> None:

@@ -190,7 +190,7 @@ def test_a_price_that_is_not_known_is_within_no_limit(account: Account) -> None:
 def test_the_request_is_for_one_encrypted_disk_in_the_offered_zone_and_survives_json(account: Account) -> None:
     prepared = account.prepared(disk_type="gp2", disk_gb="120")
     assert json.loads(json.dumps(prepared.request)) == prepared.request
-    assert not {"KeyName", "IamInstanceProfile", "NetworkInterfaces"} & prepared.request.keys()
+    assert not {"KeyName", "IamInstanceProfile", "Placement", "SecurityGroupIds"} & prepared.request.keys()
     machine = account.provider.launch(prepared, account.token())
     assert machine.zone == prepared.offer.zone == "us-west-2a"
     [instance] = account.cloud.instances(account.name)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from gpuops.providers.aws import prices
+from gpuops.providers.aws.clients import Clients
 from gpuops.providers.aws.prices import Prices
-from tests.computers import Cloud
+from tests.computers import Cloud, Computer
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 TABLE = prices.Price(usd_per_hour=0.526, source="table of 2026-11")
@@ -40,6 +41,15 @@ def test_aws_is_believed_before_the_table_and_it_is_said_who_is(the_cloud: Cloud
     assert price
     assert price.source == "AWS, 2026-11-24"
     assert price.usd_per_hour == known.known("g4dn.xlarge", "us-west-2") != TABLE.usd_per_hour
+
+
+def test_who_does_not_answer_is_not_asked_a_second_time(the_cloud: Cloud, computer: Computer, path: Path) -> None:
+    """A person waits for four seconds at most, and what the SDK would ask again comes after that."""
+    the_cloud.add_faults({"action": "GetProducts", "code": "InternalError", "status": 500, "times": -1})
+    before, known = asked(the_cloud), Prices(path)
+    known.look_up(Clients("us-west-2").pricing(), ["g4dn.xlarge"], "us-west-2", now=NOW)
+    assert asked(the_cloud) - before == 1
+    assert known.of("g4dn.xlarge", "us-west-2") == TABLE
 
 
 def test_each_region_has_its_own_price_and_an_unknown_one_has_none(pricing: Any, path: Path) -> None:

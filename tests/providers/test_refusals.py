@@ -133,6 +133,15 @@ def test_every_code_has_its_family_its_exit_code_and_a_next_step(
     assert code_of(error) == code
 
 
+@pytest.mark.parametrize("code", ["InvalidGroup.NotFound", "InvalidSecurityGroupID.NotFound"])
+def test_a_firewall_that_is_not_seen_everywhere_yet_is_to_be_tried_again(code: str) -> None:
+    """Definite, as throttling is: no machine was made, and the same request may go through in a moment."""
+    error = told(client_error(code, "The security group 'sg-1' does not exist"))
+    assert type(error) is Throttled
+    assert "isn't seen everywhere yet" in error.what
+    assert error.next_step == "gpuops up"
+
+
 @pytest.mark.parametrize(
     ("code", "message", "scope"),
     [

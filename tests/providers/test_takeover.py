@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpuops import host_keys
-from gpuops.errors import NotPermitted, StateError, UnknownMachine, VendorUnreachable
+from gpuops.errors import BadData, NotPermitted, ProviderError, UnknownMachine, VendorUnreachable
 from gpuops.machine import Machine, State, Trait
 from gpuops.providers.aws import instances
 from tests.computers import until
@@ -37,9 +39,26 @@ def test_a_machine_stops_its_hours_after_its_boot_or_when_it_was_told(account: A
     later = (launched(machine) + 5 * HOUR).replace(microsecond=0)
     account.provider.label(machine, {"deadline": later.isoformat()})
     assert account.provider.refresh(machine).deadline == later
-    earlier_boot = launched(machine) - HOUR
-    account.provider.label(machine, {"deadline": earlier_boot.isoformat()})
-    assert account.provider.refresh(machine).deadline == launched(machine) + 3 * HOUR
+
+
+def test_a_deadline_of_an_earlier_start_is_over_however_late_it_was(account: Account) -> None:
+    """Told at 10:00 to stop at 11:00, stopped, and started at 10:20 for twelve hours: `reap` must not stop it at 11."""
+    machine = account.running(max_hours="12")
+    account.provider.label(machine, {"deadline": (launched(machine) + HOUR).isoformat(timespec="seconds")})
+    account.provider.stop(machine)
+    account.wait(machine, State.STOPPED)
+    time.sleep(max(0.0, 1.1 - (datetime.now(timezone.utc) - launched(machine)).total_seconds()))
+    account.provider.start(machine)
+    again = account.wait(machine, State.RUNNING)
+    assert launched(again) > launched(machine)
+    assert again.deadline == launched(again) + 12 * HOUR
+
+
+def test_a_machine_whose_start_is_not_known_is_not_told_when_to_stop(account: Account) -> None:
+    machine, before = account.launched(), len(account.cloud.calls("CreateTags"))
+    with pytest.raises(ValueError, match="not known"):
+        account.provider.label(dataclasses.replace(machine, launched_at=None), {"deadline": "2026-11-24T09:00:00Z"})
+    assert len(account.cloud.calls("CreateTags")) == before
 
 
 def test_a_machine_that_does_not_run_has_no_deadline_and_says_since_when(account: Account) -> None:
@@ -166,6 +185,7 @@ def test_a_machine_that_has_booted_has_told_its_host_key_to_the_vendor(account: 
 
 
 ED25519, ECDSA = host_keys.generate().public_line, "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTY="
+RSA = f"ssh-rsa {base64.b64encode(bytes((0, 0, 0, 7)) + b'ssh-rsa' + bytes(265)).decode()}"  # as long as of 2048 bits
 
 
 @pytest.mark.parametrize(
@@ -177,6 +197,7 @@ ED25519, ECDSA = host_keys.generate().public_line, "ecdsa-sha2-nistp256 AAAAE2Vj
         (f"-----BEGIN SSH HOST KEY KEYS-----\n{ED25519} root@ip\n-----END SSH HOST KEY KEYS-----", (ED25519,)),
         (
             "[   31.4] cloud-init[812]: -----BEGIN SSH HOST KEY KEYS-----\r\n"
+            f"<14>Nov 24 09:00:00 ec2: {RSA} root@ip\r\n"
             f"<14>Nov 24 09:00:00 ec2: {ECDSA} root@ip\r\n<14>Nov 24 09:00:00 ec2: {ED25519} root@ip\r\n"
             "<14>Nov 24 09:00:00 ec2: ssh-rsa junk root@ip\r\n"
             "<14>Nov 24 09:00:00 ec2: -----END SSH HOST KEY KEYS-----\r\n",
@@ -198,8 +219,91 @@ def test_a_computer_is_introduced_to_a_running_machine_by_its_credentials(accoun
         account.provider.introduce(machine, client_key=account.computer.client_key)
     account.provider.stop(machine)
     account.wait(machine, State.STOPPED)
-    with pytest.raises(StateError):
+    assert not account.provider.introduce(machine, client_key=account.computer.client_key)
+
+
+@pytest.mark.parametrize(
+    "code", ["EC2InstanceNotFoundException", "EC2InstanceTypeInvalidException", "InvalidArgsException", "AuthException"]
+)
+def test_a_computer_that_cannot_be_introduced_is_refused_by_the_provider_and_no_other_way(
+    account: Account, code: str
+) -> None:
+    machine = account.running()
+    account.cloud.add_faults({"action": "SendSSHPublicKey", "code": code, "status": 400})
+    with pytest.raises(ProviderError):
         account.provider.introduce(machine, client_key=account.computer.client_key)
+
+
+def test_a_host_key_that_is_longer_than_a_tag_is_refused_before_anything_is_written(
+    account: Account, theirs: Machine
+) -> None:
+    before = len(account.cloud.calls("CreateTags"))
+    with pytest.raises(BadData, match="ssh-rsa") as raised:
+        account.provider.label(theirs, {"name": account.name, "host-key": RSA, "user": "ubuntu", "ssh-port": "22"})
+    assert "ed25519" in raised.value.next_step
+    assert len(account.cloud.calls("CreateTags")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"InstanceLifecycle": "spot"}, "spot instance"),
+        ({"RootDeviceType": "instance-store"}, "instance store"),
+        ({"Tags": [{"Key": "aws:autoscaling:groupName", "Value": "workers"}]}, "Auto Scaling group workers"),
+    ],
+)
+def test_a_machine_that_does_not_come_back_from_a_stop_says_why(
+    account: Account, theirs: Machine, changes: dict[str, object], why: str
+) -> None:
+    assert theirs.unstoppable == ""
+    assert why in _seen(account, {**_instance(account, theirs), **changes}).unstoppable
+
+
+def test_a_machine_that_a_power_off_deletes_says_so(account: Account, theirs: Machine) -> None:
+    account.cloud.client().modify_instance_attribute(
+        InstanceId=theirs.id, InstanceInitiatedShutdownBehavior={"Value": "terminate"}
+    )
+    assert "power-off" in account.provider.inspect(theirs.id).unstoppable
+
+
+def test_what_would_outlive_a_machine_is_named(account: Account, theirs: Machine) -> None:
+    def disk(volume: str, *, goes: bool) -> dict[str, object]:
+        return {"DeviceName": "/dev/sdf", "Ebs": {"VolumeId": volume, "DeleteOnTermination": goes}}
+
+    disks = [disk("vol-1", goes=True), disk("vol-2", goes=False)]
+    nics = [
+        {"Association": {"PublicIp": ip, "IpOwnerId": owner}}
+        for ip, owner in (("1.2.3.4", "123"), ("5.6.7.8", "amazon"))
+    ]
+    seen = _seen(
+        account, {**_instance(account, theirs), "BlockDeviceMappings": disks, "NetworkInterfaces": [*nics, {}]}
+    )
+    assert seen.stays_behind == ("volume vol-2", "address 1.2.3.4")
+    assert account.launched().stays_behind == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "problem"),
+    [
+        (
+            "Server.InsufficientInstanceCapacity",
+            "There is no capacity.",
+            "Server.InsufficientInstanceCapacity: There is no capacity.",
+        ),
+        (
+            "Client.VolumeLimitExceeded",
+            "Client.VolumeLimitExceeded: Volume limit exceeded",
+            "Client.VolumeLimitExceeded: Volume limit exceeded",
+        ),
+        ("pending", "pending", "pending"),
+        ("", "", ""),
+    ],
+)
+def test_why_a_machine_is_in_its_state_begins_with_awss_code(
+    account: Account, theirs: Machine, code: str, message: str, problem: str
+) -> None:
+    reason = {"Code": code, "Message": message}
+    assert _seen(account, {**_instance(account, theirs), "StateReason": reason}).problem == problem
 
 
 def groups(account: Account, region: str) -> list[str]:

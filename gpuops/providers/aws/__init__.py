@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from gpuops import host_keys
 from gpuops.errors import (
     GpuopsError,
+    NotPermitted,
     ProviderError,
     QuotaExceeded,
+    StateError,
     UnknownMachine,
     VendorUnreachable,
 )
@@ -28,6 +31,7 @@ from gpuops.providers.aws import (
     permissions,
     prices,
     quotas,
+    regions,
     rehearsal,
     request,
 )
@@ -39,8 +43,6 @@ if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef, InstanceTypeDef
 
     from gpuops.settings import Settings
-
-_Answer = TypeVar("_Answer")
 
 
 class Aws:
@@ -77,7 +79,7 @@ class Aws:
         image = images.named(ec2, offer.image_id, offer.region)
         vpc_id = network.vpc_of(ec2, region=offer.region, subnet=offer.subnet)
         group_id = rehearsal.firewall(ec2, vpc_id=vpc_id, block=block, port=wish.ssh_port)
-        rehearsal.launch(ec2, _prepared(wish, offer, image, group_id, client_key))
+        rehearsal.launch(ec2, request.prepared(wish, offer, image, group_id, client_key))
 
     def prepare(self, wish: Wish, offer: Offer, *, client_key: str) -> Prepared:
         ec2 = self._clients.ec2(offer.region)
@@ -94,7 +96,7 @@ class Aws:
         with ThreadPoolExecutor(max_workers=2) as pool:
             image = pool.submit(images.named, ec2, offer.image_id, offer.region)
             group_id = pool.submit(open_firewall)
-        return _prepared(wish, offer, image.result(), group_id.result(), client_key)
+        return request.prepared(wish, offer, image.result(), group_id.result(), client_key)
 
     def admit(self, machine: Machine, wish: Wish, *, client_key: str) -> None:
         ec2 = self._clients.ec2(machine.region)
@@ -110,10 +112,10 @@ class Aws:
     def launch(self, prepared: Prepared, token: str) -> Machine:
         offer = prepared.offer
         # A copy by way of JSON: boto3 changes the parameters that it is given (it encodes UserData in place).
-        request = json.loads(json.dumps(prepared.request))
+        parameters = json.loads(json.dumps(prepared.request))
         try:
             with translated(f"launch a {offer.type} in {offer.place}", region=offer.region):
-                answer = self._clients.ec2(offer.region, once=True).run_instances(**request, ClientToken=token)
+                answer = self._clients.ec2(offer.region, once=True).run_instances(**parameters, ClientToken=token)
         except QuotaExceeded as error:
             quotas.explain(error, self._clients, type_name=offer.type, region=offer.region)
             raise
@@ -142,7 +144,7 @@ class Aws:
         # By a filter: asked for as such, an id that a region doesn't have is an error there.
         found, unanswered = self._listed([{"Name": "instance-id", "Values": [machine_id]}])
         if found:
-            return found[0]
+            return self._with_its_power_off(found[0])
         if unanswered:
             raise VendorUnreachable(
                 f"{machine_id} was not found, but these places did not answer: {_places(unanswered)}.",
@@ -166,10 +168,13 @@ class Aws:
         if machine.ssh is None:
             return False
         # It takes the key; whether the image has the agent that asks for it, EC2 can't tell.
-        with translated(f"introduce this computer to {machine.name}", region=machine.region):
-            return self._clients.instance_connect(machine.region).send_ssh_public_key(
-                InstanceId=machine.id, InstanceOSUser=machine.ssh.user, SSHPublicKey=client_key
-            )["Success"]
+        try:
+            with translated(f"introduce this computer to {machine.name}", region=machine.region):
+                return self._clients.instance_connect(machine.region).send_ssh_public_key(
+                    InstanceId=machine.id, InstanceOSUser=machine.ssh.user, SSHPublicKey=client_key
+                )["Success"]
+        except StateError:
+            return False
 
     def start(self, machine: Machine) -> None:
         try:
@@ -192,7 +197,7 @@ class Aws:
             return _tidied(self._clients.ec2(region), region)
 
     def sweep(self) -> list[str]:
-        answers = self._everywhere(_tidied)
+        answers = regions.ask_all(self._clients, self._region, _tidied)
         if failed := {region: answer for region, answer in answers.items() if isinstance(answer, GpuopsError)}:
             region, reason = next(iter(failed.items()))
             raise VendorUnreachable(
@@ -224,10 +229,11 @@ class Aws:
 
         machines: list[Machine] = []
         unanswered: list[Unanswered] = []
-        answers = self._everywhere(described)
+        answers = regions.ask_all(self._clients, self._region, described)
         for region, answer in answers.items():
             if isinstance(answer, GpuopsError):
-                unanswered.append(Unanswered(place=f"{self.name}/{region}", reason=answer.what))
+                reason = f"not permitted there. {answer.what}" if isinstance(answer, NotPermitted) else answer.what
+                unanswered.append(Unanswered(place=f"{self.name}/{region}", reason=reason))
             else:
                 machines += [self._machine(instance, region) for instance in answer]
         if len(unanswered) == len(answers):
@@ -240,21 +246,16 @@ class Aws:
             )
         return machines, unanswered
 
-    def _everywhere(self, ask: Callable[[EC2Client, str], _Answer]) -> dict[str, _Answer | GpuopsError]:
-        """What each enabled region answers, all asked at once, or how it failed."""
-        with translated("list the regions", region=self._region):
-            regions = [r["RegionName"] for r in self._clients.ec2(self._region).describe_regions()["Regions"]]
-        futures: dict[str, Future[_Answer]] = {}
-        with ThreadPoolExecutor(max_workers=max(1, len(regions))) as pool:
-            for region in regions:  # clients are made here, in one thread, while the first ones are asked already
-                futures[region] = pool.submit(ask, self._clients.ec2(region), region)
-        answers: dict[str, _Answer | GpuopsError] = {}
-        for region, future in futures.items():
-            try:
-                answers[region] = future.result()
-            except GpuopsError as error:
-                answers[region] = error
-        return answers
+    def _with_its_power_off(self, machine: Machine) -> Machine:
+        """Of a machine that isn't ours, also what a power-off on it does: EC2 lists that nowhere."""
+        if machine.unstoppable or not machine.state.exists:
+            return machine
+        with translated(f"describe {machine.id}", region=machine.region):
+            answer = self._clients.ec2(machine.region).describe_instance_attribute(
+                InstanceId=machine.id, Attribute="instanceInitiatedShutdownBehavior"
+            )
+        ends = answer["InstanceInitiatedShutdownBehavior"].get("Value") == "terminate"
+        return dataclasses.replace(machine, unstoppable="a power-off from within deletes it") if ends else machine
 
     def _machine(self, instance: InstanceTypeDef, region: str) -> Machine:
         return instances.machine(instance, region, self._prices)
@@ -275,18 +276,3 @@ def _places(unanswered: list[Unanswered]) -> str:
 def _computer(client_key: str) -> str:
     """This computer's id in the firewall: the beginning of its key's fingerprint."""
     return host_keys.fingerprint(client_key).removeprefix("SHA256:")[:12]
-
-
-def _prepared(wish: Wish, offer: Offer, image: images.Image, group_id: str, client_key: str) -> Prepared:
-    host_key = host_keys.generate()
-    return Prepared(
-        offer=offer,
-        host_key=host_key.public_line,
-        request=request.build(
-            offer,
-            root_device=image.root_device,
-            group_id=group_id,
-            user_data=request.user_data(wish, host_key=host_key, client_key=client_key),
-            tags=instances.tags(wish, offer, host_key=host_key.public_line, created=datetime.now(timezone.utc)),
-        ),
-    )

@@ -30,6 +30,8 @@ _PATIENT = Config(connect_timeout=5, read_timeout=8, retries={"mode": "standard"
 # Launching and starting are tried once: InsufficientInstanceCapacity is a 500, which the SDK would silently send again
 # to the zone that has just said that it is full. What to do about it is for the caller to decide.
 _ONCE = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 1})
+# Prices are not waited for longer than that: see `prices.Prices.look_up`.
+_BRIEF = Config(connect_timeout=2, read_timeout=3, retries={"total_max_attempts": 1})
 
 _PRICING_REGION = "us-east-1"  # one of the few that have an endpoint of the Pricing API; it knows all regions' prices
 
@@ -46,11 +48,11 @@ class Clients:
             # Where AWS's own command line keeps a role's credentials: a code of MFA is asked for once, not each time.
             provider = session.get_component("credential_provider").get_provider("assume-role")
             provider.cache = JSONFileCache(str(Path.home() / ".aws" / "cli" / "cache"))
-        self._made: dict[tuple[str, str, bool], object] = {}
+        self._made: dict[tuple[str, str, Config], object] = {}
 
     def ec2(self, region: str, *, once: bool = False) -> EC2Client:
         """`once`: no retry by the SDK."""
-        return self._client("ec2", region, once)  # type: ignore[return-value]
+        return self._client("ec2", region, _ONCE if once else _PATIENT)  # type: ignore[return-value]
 
     def ssm(self, region: str) -> SSMClient:
         return self._client("ssm", region)  # type: ignore[return-value]
@@ -65,7 +67,7 @@ class Clients:
         return self._client("service-quotas", region)  # type: ignore[return-value]
 
     def pricing(self) -> PricingClient:
-        return self._client("pricing", _PRICING_REGION)  # type: ignore[return-value]
+        return self._client("pricing", _PRICING_REGION, _BRIEF)  # type: ignore[return-value]
 
     def check_region(self, region: str) -> None:
         """Raises `UnknownRegion`, naming the closest, for a region that no AWS partition has."""
@@ -85,16 +87,16 @@ class Clients:
         """ "aws", or "aws-cn", "aws-us-gov": what the names of resources begin with."""
         return self._session.get_partition_for_region(region)
 
-    def _client(self, service: str, region: str, once: bool = False) -> object:
+    def _client(self, service: str, region: str, config: Config = _PATIENT) -> object:
         # Kept, and made only here: making a client is slow, and not safe in several threads at once.
-        key = (service, region, once)
+        key = (service, region, config)
         if key not in self._made:
             try:
                 with translated(f"answer in {region}", region=region):
                     if not self._made:
                         self._identify()
                     self._made[key] = self._session.client(  # type: ignore[call-overload]
-                        service, region_name=region, config=_ONCE if once else _PATIENT
+                        service, region_name=region, config=config
                     )
             except ValueError as error:  # botocore's for an endpoint that is no URL
                 raise BadSetting(

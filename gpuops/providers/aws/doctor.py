@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # AWS refuses what was signed longer ago, or later, than this (IAM guide, "Signature Version 4").
 _CLOCK_MAY_BE_OFF = timedelta(minutes=5)
 _BY_REHEARSAL = {"ec2:RunInstances"}
+_OF_ONE = "ec2:DescribeInstanceAttribute"  # it takes a machine to ask about
 
 
 def check(aws: Aws, clients: Clients, wish: Wish, *, now: datetime) -> list[Finding]:
@@ -128,9 +129,9 @@ def _trials(clients: Clients, region: str) -> list[tuple[str, Callable[[], objec
         call = getattr(ec2, xform_name(permissions.operation(action)))
         return action, partial(call, DryRun=True, **parameters)
 
-    parameter, quota = "/aws/service/deeplearning/none", "L-DB2E81BA"  # whatever they are: the answer isn't used
+    parameter, quota = f"{permissions.IMAGE_PARAMETERS}none", "L-DB2E81BA"  # whatever they are: the answer isn't used
     trials: list[tuple[str, Callable[[], object]]] = [
-        *(dry(action) for action in permissions.LOOKING if action.startswith("ec2:Describe")),
+        *(dry(action) for action in permissions.LOOKING if action.startswith("ec2:Describe") and action != _OF_ONE),
         ("ssm:GetParameter", partial(clients.ssm(region).get_parameter, Name=parameter)),
         (
             "servicequotas:GetServiceQuota",
@@ -148,6 +149,7 @@ def _trials(clients: Clients, region: str) -> list[tuple[str, Callable[[], objec
         trials += [dry(action, InstanceIds=[machine]) for action in permissions.CONTROLLING]
         trials.append(dry("ec2:CreateTags", Resources=[machine], Tags=[{"Key": "gpuops:format", "Value": str(FORMAT)}]))
         trials.append(dry("ec2:GetConsoleOutput", InstanceId=machine))
+        trials.append(dry(_OF_ONE, InstanceId=machine, Attribute="instanceInitiatedShutdownBehavior"))
     return trials
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuops.errors import BadImage, NotPermitted, ProviderError
+from gpuops.providers.aws.permissions import IMAGE_PARAMETERS
 from gpuops.providers.aws.refusals import code_of, translated
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ _COMMUNITY_AMIS = {
 # AWS's public parameters for the newest Deep Learning AMI, tried in this order: the vendor's own page and public use
 # disagree about the "-gpu-".
 _PARAMETERS = (
-    "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id",
-    "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-ubuntu-22.04/latest/ami-id",
+    f"{IMAGE_PARAMETERS}ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id",
+    f"{IMAGE_PARAMETERS}ami/x86_64/base-oss-nvidia-driver-ubuntu-22.04/latest/ami-id",
 )
 _NAMES = "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04)*"
 

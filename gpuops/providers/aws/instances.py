@@ -28,6 +28,7 @@ OURS: Sequence[FilterTypeDef] = (
 # A login name as useradd(8) takes it. Tags can be changed by others, and this one goes into an ssh config.
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _INSTANCE_ID = re.compile(r"i-([0-9a-f]{8}|[0-9a-f]{17})")
+_TAG_LIMIT = 256  # EC2's, in characters; an RSA key of 2048 bits is longer
 # StateTransitionReason: "User initiated (2026-11-24 09:00:00 GMT)".
 _SINCE = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
 # In cloud-init's words; what each line begins with differs from image to image ("ec2: ", a time, nothing).
@@ -63,11 +64,25 @@ def tags(wish: Wish, offer: Offer, *, host_key: str, created: datetime) -> dict[
 def labelled(machine: Machine, labels: Mapping[str, str]) -> dict[str, str]:
     """The tags for these labels; a machine that becomes ours by them is said to be of our format.
 
-    Raises `ValueError` for a label that is not in `LABELS`.
+    A deadline is written with the start that it belongs to. Raises `ValueError` for a label that is not in `LABELS` and
+    for the deadline of a machine whose start isn't known, `BadData` for a host key that is longer than a tag.
     """
     if unknown := labels.keys() - set(LABELS):
         raise ValueError(f"no such labels: {', '.join(sorted(unknown))}")
+    for key in (labels.get("host-key", ""), labels.get("next-host-key", "")):
+        if len(key) > _TAG_LIMIT:
+            raise BadData(
+                f"The host key of {machine.id} ({key.partition(' ')[0]}) is longer than the {_TAG_LIMIT} characters of "
+                "an EC2 tag, so other computers could not know it.",
+                left_behind="Nothing was changed.",
+                next_step="Give the machine an ed25519 host key too (on it: sudo ssh-keygen -A, then restart sshd).",
+            )
     ours = {f"gpuops:{label}": value for label, value in labels.items()}
+    if "deadline" in labels:
+        if machine.launched_at is None:
+            raise ValueError(f"when {machine.id} was started is not known, so it can't be told when to stop")
+        started = machine.launched_at.replace(microsecond=0).isoformat()
+        ours["gpuops:deadline"] = f"{started} {labels['deadline']}"
     return ours if "gpuops:format" in machine.tags else {**ours, "gpuops:format": str(FORMAT)}
 
 
@@ -86,10 +101,12 @@ def machine(instance: InstanceTypeDef, region: str, known_prices: prices.Prices)
         state=state,
         # Of one that isn't ours, it is all there is to reach it by.
         ssh=Address(host=host, user="") if host and NAME not in labels else None,
-        problem=instance.get("StateReason", {}).get("Message", ""),
+        problem=_problem(instance),
         price_usd_per_hour=known_prices.known(type_name, region),
         launched_at=instance.get("LaunchTime"),
         stopped_at=_stopped_at(state, instance.get("StateTransitionReason", "")),
+        unstoppable=_unstoppable(instance, labels),
+        stays_behind=_stays_behind(instance, labels),
         unfit=catalogue.unfit(type_name, instance.get("ImageId", "")),
         tags=labels,
     )
@@ -111,12 +128,48 @@ def unseen(known: Machine) -> Machine:
 
 
 def shown_host_keys(console: str) -> tuple[str, ...]:
-    """The host keys that the machine's console shows (cloud-init prints them at its first boot), ed25519 first."""
+    """The host keys that the machine's console shows (cloud-init prints them at its first boot), ed25519 first.
+
+    Those that are longer than a tag are left out, as they could not be kept.
+    """
     shown = _KEYS_SHOWN.findall(console)
-    keys = [f"{kind} {key}" for kind, key in _KEY_SHOWN.findall(shown[-1])] if shown else []
-    return tuple(
-        sorted(filter(host_keys.is_key, dict.fromkeys(keys)), key=lambda key: not key.startswith("ssh-ed25519 "))
-    )
+    said = [f"{kind} {key}" for kind, key in _KEY_SHOWN.findall(shown[-1])] if shown else []
+    keys = [key for key in dict.fromkeys(said) if host_keys.is_key(key) and len(key) <= _TAG_LIMIT]
+    return tuple(sorted(keys, key=lambda key: not key.startswith("ssh-ed25519 ")))
+
+
+def _problem(instance: InstanceTypeDef) -> str:
+    """Why it is in its state, the code first: what makes a launch fail after it was accepted is told by that alone."""
+    reason = instance.get("StateReason", {})
+    code, message = reason.get("Code", ""), reason.get("Message", "")
+    return message if message.startswith(code) else f"{code}: {message}"
+
+
+def _unstoppable(instance: InstanceTypeDef, labels: Mapping[str, str]) -> str:
+    if instance.get("InstanceLifecycle") == "spot":
+        return "it is a spot instance, which AWS may take back"
+    if instance.get("RootDeviceType") == "instance-store":
+        return "its root disk is an instance store, which is gone when it ends"
+    if group := labels.get("aws:autoscaling:groupName"):
+        return f"the Auto Scaling group {group} replaces it when it stops"
+    return ""
+
+
+def _stays_behind(instance: InstanceTypeDef, labels: Mapping[str, str]) -> tuple[str, ...]:
+    volumes = [
+        f"volume {mapping['Ebs']['VolumeId']}"
+        for mapping in instance.get("BlockDeviceMappings", ())
+        if "Ebs" in mapping and not mapping["Ebs"].get("DeleteOnTermination", True)
+    ]
+    # What gpuops launched has an address of EC2's, which goes with it; an Elastic IP is its account's.
+    addresses = [
+        f"address {association['PublicIp']}"
+        for interface in instance.get("NetworkInterfaces", ())
+        if "gpuops:created" not in labels
+        and (association := interface.get("Association"))
+        and association.get("IpOwnerId") != "amazon"
+    ]
+    return (*volumes, *addresses)
 
 
 def _labelled(known: Machine, labels: Mapping[str, str], host: str | None) -> Machine:
@@ -176,14 +229,14 @@ def _number(labels: Mapping[str, str], label: str, *, below: float, optional: bo
 
 
 def _deadline(known: Machine, written: str, max_hours: float | None) -> datetime | None:
-    """When this boot ends by itself. A deadline that was written during an earlier boot is over."""
-    told = datetime.fromisoformat(written) if written else None
-    if told and told.tzinfo is None:
+    """When this boot ends by itself. A deadline that was written for an earlier start is over."""
+    times = [datetime.fromisoformat(time) for time in written.split(" ")] if written else []
+    if len(times) not in {0, 2} or any(time.tzinfo is None for time in times):
         raise ValueError(f"gpuops:deadline={written!r}")
     if known.state not in {State.PENDING, State.RUNNING} or known.launched_at is None:
         return None
-    if told and told > known.launched_at:
-        return told
+    if times and times[0] == known.launched_at.replace(microsecond=0):
+        return times[1]
     return None if max_hours is None else known.launched_at + timedelta(hours=max_hours)
 
 

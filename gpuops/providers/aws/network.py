@@ -17,14 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """`subnets` by zone, those with a way out only. In the default VPC EC2 takes a zone's own subnet by itself."""
+    """`subnets` by zone, those with a way out only."""
 
     is_default: bool
     subnets: Mapping[str, str]
-
-    def subnet(self, zone: str) -> str:
-        """What a request has to name: "" where EC2 is to take the zone's own."""
-        return "" if self.is_default else self.subnets[zone]
 
 
 def find(ec2: EC2Client, wish: Wish) -> Network:
@@ -42,8 +38,8 @@ def find(ec2: EC2Client, wish: Wish) -> Network:
 
 
 def vpc_of(ec2: EC2Client, *, region: str, subnet: str) -> str:
-    """The id of the subnet's VPC, or of the default VPC where no subnet is named. Raises `NoNetwork`."""
-    return _subnet(ec2, region, subnet)["VpcId"] if subnet else _default_vpc(ec2, region)
+    """The id of the subnet's VPC. Raises `NoNetwork`."""
+    return _subnet(ec2, region, subnet)["VpcId"]
 
 
 def _subnets(ec2: EC2Client, wish: Wish) -> Sequence[SubnetTypeDef]:

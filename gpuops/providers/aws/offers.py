@@ -49,7 +49,7 @@ def find(
     fit = [offer for offer in offers if not (wish.for_training and offer.unfit)]
     if not fit:
         raise _nothing(wish, [*absent.values(), *(f"{offer.type}: {offer.unfit}" for offer in offers)])
-    chosen = fit if wish.max_usd_per_hour is None else _affordable(fit, wish.max_usd_per_hour)
+    chosen = fit if wish.max_usd_per_hour is None else _affordable(fit, wish.name, wish.max_usd_per_hour)
     missed = [absent[name] for name in names[: names.index(chosen[0].type)] if name in absent]
     return [_instead(chosen[0], missed), *chosen[1:]] if missed else chosen
 
@@ -122,7 +122,7 @@ def _offer(wish: Wish, found: _Found, name: str, zone: str, known_prices: prices
         type=name,
         region=wish.region,
         zone=zone,
-        subnet=found.network.subnet(zone),
+        subnet=found.network.subnets[zone],
         image_id=image.id,
         image_name=image.name,
         user=wish.user,
@@ -143,11 +143,11 @@ def _nothing(wish: Wish, reasons: Sequence[str]) -> NothingOffered:
     return NothingOffered(
         f"{wish.region} has nothing that fits.\n" + "\n".join(f"  {reason}" for reason in dict.fromkeys(reasons)),
         left_behind="Nothing was launched.",
-        next_step="See what there is: gpuops offers. Or try another region: gpuops up --region us-east-1",
+        next_step=f"See what there is: gpuops offers. Or try another region: gpuops up {wish.name} --region us-east-1",
     )
 
 
-def _affordable(offers: Sequence[Offer], max_usd_per_hour: float) -> list[Offer]:
+def _affordable(offers: Sequence[Offer], name: str, max_usd_per_hour: float) -> list[Offer]:
     """A price that isn't known may be any."""
     if cheap := [o for o in offers if o.price_usd_per_hour is not None and o.price_usd_per_hour <= max_usd_per_hour]:
         return cheap
@@ -157,14 +157,14 @@ def _affordable(offers: Sequence[Offer], max_usd_per_hour: float) -> list[Offer]
             f"What {', '.join(dict.fromkeys(o.type for o in offers))} costs in {offers[0].region} is not known, "
             f"and no more than {cost.rate(max_usd_per_hour)} is allowed.",
             left_behind="Nothing was launched.",
-            next_step="Try a region whose prices are known (gpuops up --region us-west-2), or leave out the limit.",
+            next_step=f"Try a region whose prices are known (gpuops up {name} --region us-west-2), or leave out the limit.",
         )
     least = min(priced)
     raise OverLimit(
         f"The cheapest is {priced[least]} at {cost.rate(least)}, and no more than {cost.rate(max_usd_per_hour)} is "
         "allowed.",
         left_behind="Nothing was launched.",
-        next_step=f"gpuops up --max-usd-per-hour {math.ceil(least * 100) / 100:g}; all prices: gpuops offers",
+        next_step=f"gpuops up {name} --max-usd-per-hour {math.ceil(least * 100) / 100:g}; all prices: gpuops offers",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 # Every action stands here once; the policy, the doctor and the texts of refusals are made from these.
 LOOKING = (
     "ec2:DescribeImages",
+    "ec2:DescribeInstanceAttribute",
     "ec2:DescribeInstanceTypeOfferings",
     "ec2:DescribeInstanceTypes",
     "ec2:DescribeInstances",
@@ -21,8 +22,8 @@ LOOKING = (
     "ec2:GetConsoleOutput",
     "pricing:GetProducts",
     "servicequotas:GetServiceQuota",
-    "ssm:GetParameter",
 )
+LOOKING_UP_IMAGES = ("ssm:GetParameter",)
 LAUNCHING = ("ec2:RunInstances",)
 TAGGING = ("ec2:CreateTags",)
 CONTROLLING = ("ec2:StartInstances", "ec2:StopInstances", "ec2:TerminateInstances")
@@ -50,10 +51,21 @@ DISPENSABLE = frozenset(
 """Without these a machine is launched and reached all the same; something is then not known, or not as easy."""
 
 ACTIONS = (
-    *(*LOOKING, *LAUNCHING, *TAGGING, *CONTROLLING, *INTRODUCING, *MAKING_FIREWALLS, *CHANGING_FIREWALLS),
+    *(
+        *LOOKING,
+        *LOOKING_UP_IMAGES,
+        *LAUNCHING,
+        *TAGGING,
+        *CONTROLLING,
+        *INTRODUCING,
+        *MAKING_FIREWALLS,
+        *CHANGING_FIREWALLS,
+    ),
     *NEEDS_NONE,
 )
 
+IMAGE_PARAMETERS = "/aws/service/deeplearning/"
+"""Where AWS's public parameters for its Deep Learning AMIs are; an account's own are nowhere below it."""
 MACHINE_TAG = "gpuops:name"
 FIREWALL_TAG = "gpuops:format"
 
@@ -84,13 +96,20 @@ def policy(partition: str = "aws") -> str:
     only_our_keys = {"ForAllValues:StringLike": {"aws:TagKeys": ["Name", "gpuops:*"]}}
     statements = [
         _allow("Look", LOOKING, ["*"]),
+        _allow("LookUpImages", LOOKING_UP_IMAGES, [f"arn:{partition}:ssm:*::parameter{IMAGE_PARAMETERS}*"]),
         _allow("LaunchNamedMachines", LAUNCHING, resources("instance", "volume"), named),
         _allow(
             "LaunchFromWhatThereIs",
             LAUNCHING,
             resources("image", "network-interface", "security-group", "snapshot", "subnet"),
         ),
-        _allow("Tag", TAGGING, resources("instance", "security-group", "volume"), only_our_keys),
+        _allow("TagMachines", TAGGING, resources("instance"), only_our_keys),
+        _allow(
+            "TagWhatIsMade",
+            TAGGING,
+            resources("security-group", "volume"),
+            {**only_our_keys, "StringEquals": {"ec2:CreateAction": ["RunInstances", "CreateSecurityGroup"]}},
+        ),
         _allow("StartStopDeleteOurs", CONTROLLING, resources("instance"), ours),
         _allow("IntroduceAComputer", INTRODUCING, resources("instance"), ours),
         _allow("MakeTheFirewall", MAKING_FIREWALLS, resources("security-group", "vpc")),

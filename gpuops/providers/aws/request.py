@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 from gpuops import host_keys
 from gpuops.errors import BadSetting
-from gpuops.machine import FORMAT, Offer, Wish
+from gpuops.machine import FORMAT, Offer, Prepared, Wish
+from gpuops.providers.aws import images, instances
 from gpuops.render import render
 
 _USER_DATA_LIMIT_BYTES = 16384  # EC2's limit, before base64
 
 
-def user_data(wish: Wish, *, host_key: host_keys.HostKeyPair, client_key: str) -> str:
+def prepared(wish: Wish, offer: Offer, image: images.Image, group_id: str, client_key: str) -> Prepared:
+    """Everything that a launch needs, with a host key made for it. Raises `BadSetting`."""
+    host_key = host_keys.generate()
+    return Prepared(
+        offer=offer,
+        host_key=host_key.public_line,
+        request=_build(
+            offer,
+            root_device=image.root_device,
+            group_id=group_id,
+            user_data=_user_data(wish, host_key=host_key, client_key=client_key),
+            tags=instances.tags(wish, offer, host_key=host_key.public_line, created=datetime.now(timezone.utc)),
+        ),
+    )
+
+
+def _user_data(wish: Wish, *, host_key: host_keys.HostKeyPair, client_key: str) -> str:
     """The first boot as cloud-init takes it. Raises `BadSetting` where it is longer than EC2 takes."""
     text = render(
         "first-boot.yaml.j2",
@@ -34,7 +52,7 @@ def user_data(wish: Wish, *, host_key: host_keys.HostKeyPair, client_key: str) -
     return text
 
 
-def build(offer: Offer, *, root_device: str, group_id: str, user_data: str, tags: Mapping[str, str]) -> dict[str, Any]:
+def _build(offer: Offer, *, root_device: str, group_id: str, user_data: str, tags: Mapping[str, str]) -> dict[str, Any]:
     """RunInstances' parameters but for the client token, as JSON would have them."""
     labels = [{"Key": key, "Value": value} for key, value in tags.items()]
     disk = {
@@ -48,7 +66,15 @@ def build(offer: Offer, *, root_device: str, group_id: str, user_data: str, tags
         "InstanceType": offer.type,
         "MinCount": 1,
         "MaxCount": 1,
-        **_place(offer, group_id),
+        "NetworkInterfaces": [
+            {
+                "DeviceIndex": 0,
+                "SubnetId": offer.subnet,
+                "Groups": [group_id],
+                "AssociatePublicIpAddress": True,  # whatever the subnet's own setting, which may be not to
+                "DeleteOnTermination": True,
+            }
+        ],
         "InstanceInitiatedShutdownBehavior": "stop",
         "MetadataOptions": {
             "HttpEndpoint": "enabled",
@@ -59,16 +85,3 @@ def build(offer: Offer, *, root_device: str, group_id: str, user_data: str, tags
         "TagSpecifications": [{"ResourceType": kind, "Tags": labels} for kind in ("instance", "volume")],
         "UserData": user_data,
     }
-
-
-def _place(offer: Offer, group_id: str) -> dict[str, Any]:
-    if not offer.subnet:
-        return {"Placement": {"AvailabilityZone": offer.zone}, "SecurityGroupIds": [group_id]}
-    interface = {
-        "DeviceIndex": 0,
-        "SubnetId": offer.subnet,
-        "Groups": [group_id],
-        "AssociatePublicIpAddress": True,  # a subnet of one's own does not, unless it is told to
-        "DeleteOnTermination": True,
-    }
-    return {"NetworkInterfaces": [interface]}
