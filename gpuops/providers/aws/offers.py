@@ -157,7 +157,7 @@ def _affordable(offers: Sequence[Offer], name: str, max_usd_per_hour: float) -> 
             f"What {', '.join(dict.fromkeys(o.type for o in offers))} costs in {offers[0].region} is not known, "
             f"and no more than {cost.rate(max_usd_per_hour)} is allowed.",
             left_behind="Nothing was launched.",
-            next_step=f"Try a region whose prices are known (gpuops up {name} --region us-west-2), or leave out the limit.",
+            next_step=f"Try a region whose prices are known (gpuops up {name} --region us-west-2), or give no limit.",
         )
     least = min(priced)
     raise OverLimit(
