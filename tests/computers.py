@@ -125,7 +125,9 @@ class Cloud:
         """No faults, no machines."""
         self.lift_faults()
         for region in {call["region"] for call in self.calls("RunInstances")}:
-            if ids := [instance["InstanceId"] for instance in self.instances(region=region)]:
+            alive = [{"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]}]
+            answer = self.client(region=region).describe_instances(Filters=alive)  # somebody else's too
+            if ids := [i["InstanceId"] for reservation in answer["Reservations"] for i in reservation["Instances"]]:
                 self.client(region=region).terminate_instances(InstanceIds=ids)
 
     def forget_firewall(self, region: str = REGION) -> None:
