@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -24,6 +25,25 @@ def write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             Path(temporary).unlink()
         raise
     _sync_folder(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add these lines to `path` in one write, so that what others append meanwhile stays whole; fsync.
+
+    A last line that was cut off is ended first. Raises `OSError` where not all of it could be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    is_new = not path.exists()
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(handle, "r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        if file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(handle)
+    if is_new:
+        _sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:

@@ -8,15 +8,14 @@ never too low because nobody looked.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from gpuops import durable
 from gpuops.errors import NewerFormat
 from gpuops.machine import FORMAT, Machine, State, Uptime
 from gpuops.machine_hours import EVER, Ending, Entries, RunHours, Share, Spending, Stretch
@@ -119,22 +118,9 @@ class Ledger:
         return same or namesakes
 
     def _append(self, facts: Iterable[Mapping[str, object]]) -> None:
-        """One write, at the end of whatever is there by then: what others append meanwhile stays whole."""
         data = b"".join(json.dumps({"format": FORMAT, **fact}).encode() + b"\n" for fact in facts)
-        if not data:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        is_new = not self.path.exists()
-        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        with os.fdopen(handle, "r+b", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size and os.pread(handle, 1, size - 1) != b"\n":
-                data = b"\n" + data  # after a line that was cut off
-            if file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            os.fsync(handle)
-        if is_new:
-            _sync(self.path.parent)
+        if data:
+            durable.append(self.path, data)
 
 
 class _Book:
@@ -321,12 +307,3 @@ def _time(text: str) -> datetime:
     if time.tzinfo is None:
         raise ValueError(f"{text} is in no time zone")
     return time
-
-
-def _sync(folder: Path) -> None:
-    """Have the folder itself on disk: a new file is not there for good before."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

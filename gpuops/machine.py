@@ -15,6 +15,11 @@ FORMAT = 1
 """The format number written into everything that is stored or tagged; a newer one is refused."""
 
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# As useradd(8) takes it.
+_LOGIN = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+
+MAX_HOURS = 12.0
+"""How long a machine runs before it stops by itself, unless told otherwise."""
 
 
 class State(enum.Enum):
@@ -79,7 +84,7 @@ class Wish:
     subnet: str = ""
     disk_gb: int = 100
     disk_type: str = "gp3"
-    max_hours: float = 12.0
+    max_hours: float = MAX_HOURS
     max_usd_per_hour: float | None = None
     admit: str = "auto"
     authorized_keys: tuple[str, ...] = ()
@@ -234,3 +239,8 @@ def is_valid_name(name: str) -> bool:
     "localhost" is this computer, and NAME-jupyter is the tunnel to NAME.
     """
     return _HOST_NAME.fullmatch(name) is not None and name != "localhost" and not name.endswith("-jupyter")
+
+
+def is_valid_login(user: str) -> bool:
+    """True for a name of an account on a machine."""
+    return _LOGIN.fullmatch(user) is not None

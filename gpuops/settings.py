@@ -11,14 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpuops.errors import BadName, BadSetting
-from gpuops.machine import Wish, is_valid_name
+from gpuops.machine import MAX_HOURS, Wish, is_valid_login, is_valid_name
 
 CONFIG_FILE = "gpuops.toml"
 
-_MAX_HOURS = 12.0
 _DISK_TYPE = re.compile(r"[a-z][a-z0-9]{1,7}")
-# As useradd(8) takes it.
-_LOGIN = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +70,7 @@ class Settings:
                 raise BadSetting(f"{name} is {limit:g}; it must be more than 0.")
         if not _DISK_TYPE.fullmatch(self.disk_type):
             raise BadSetting(f"disk_type is {self.disk_type!r}; gp3 and gp2 are disk types.")
-        if not _LOGIN.fullmatch(self.user):
+        if not is_valid_login(self.user):
             raise BadSetting(f"user is {self.user!r}, which is no login name.", next_step="For example: ubuntu")
         _refuse_what_is_no_key(self.authorized_keys)
         if not 1 <= self.disk_gb <= 16384:
@@ -99,7 +96,7 @@ class Settings:
             subnet=self.subnet,
             disk_gb=self.disk_gb,
             disk_type=self.disk_type,
-            max_hours=_MAX_HOURS if self.max_hours is None else self.max_hours,
+            max_hours=MAX_HOURS if self.max_hours is None else self.max_hours,
             max_usd_per_hour=self.max_usd_per_hour,
             admit=self.admit,
             authorized_keys=self.authorized_keys,

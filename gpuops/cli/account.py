@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuops import cost
-from gpuops.cli import plan, screen
-from gpuops.cli.machines import resolve
+from gpuops.cli import options, screen
+from gpuops.cli.options import resolve
 from gpuops.errors import ProviderError
 from gpuops.machine import FORMAT
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--type", "types", multiple=True, help="Only this type.")
-@plan.where
+@options.where
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def offers(as_json: bool, **flags: object) -> None:
     """List the machine types with a GPU, their prices and zones."""
@@ -38,7 +38,7 @@ def offers(as_json: bool, **flags: object) -> None:
 
 
 @click.command()
-@plan.where
+@options.where
 @click.option("--policy", is_flag=True, help="Only print the smallest set of permissions that suffices.")
 def doctor(policy: bool, **flags: object) -> None:
     """Check credentials, permissions, quota, image, ssh, rsync, ports and clock, each with its mend."""
@@ -66,7 +66,7 @@ def doctor(policy: bool, **flags: object) -> None:
 
 
 @click.command()
-@plan.where
+@options.where
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 def uninstall(yes: bool, **flags: object) -> None:
     """Delete what gpuops made at the provider and on this computer; results stay."""

@@ -11,7 +11,7 @@ import click
 
 from gpuops import cost as words
 from gpuops.cli import screen
-from gpuops.cli.machines import resolve
+from gpuops.cli.options import resolve
 from gpuops.errors import BadInput, VendorUnreachable
 from gpuops.machine import FORMAT
 

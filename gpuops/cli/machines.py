@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuops import cost
-from gpuops.cli import plan, screen
+from gpuops.cli import options, plan, screen
+from gpuops.cli.options import resolve
 from gpuops.errors import BadInput, NoSshProgram, StateError, VendorUnreachable
 from gpuops.machine import FORMAT, Machine, State
 
 if TYPE_CHECKING:
     from gpuops.machine import Inventory
-    from gpuops.settings import Settings
     from gpuops.workflow import Farewell
 
 _DURATION = re.compile(r"(?P<count>\d+(\.\d+)?)\s*(?P<unit>h|m|min|d)")
@@ -28,8 +28,8 @@ _HOURS = {"h": 1.0, "m": 1 / 60, "min": 1 / 60, "d": 24.0}
 
 @click.command()
 @click.argument("name", required=False)
-@plan.machine_options
-@plan.dry_run_option
+@options.machine_options
+@options.dry_run_option
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 def up(yes: bool, dry_run: bool, **flags: object) -> None:
     """Start the machine (or launch it), and make `ssh NAME` work."""
@@ -39,7 +39,7 @@ def up(yes: bool, dry_run: bool, **flags: object) -> None:
     with screen.Progress() as progress:
         if dry_run:
             workflow.rehearse(settings, show=lambda p: plan.show_plan(p, settings, progress), tell=progress.tell)
-            screen.say(REHEARSED)
+            screen.say(plan.REHEARSED)
             return
         machine = workflow.up(settings, confirm=plan.confirm_plan(settings, progress, yes=yes), tell=progress.tell)
     screen.say(f"{machine.name} runs: {machine.type} in {machine.place}, {cost.per_hour(machine)}.")
@@ -47,9 +47,6 @@ def up(yes: bool, dry_run: bool, **flags: object) -> None:
     book = workflow.address_book(settings)
     plain = settings.ssh_config == Path.home() / ".ssh" / "config"
     screen.say(f"  ssh {machine.name}" if plain else f"  ssh -F {book.path} {machine.name}")
-
-
-REHEARSED = "That is the plan, and it would be permitted. Nothing was changed."
 
 
 @click.command()
@@ -93,7 +90,7 @@ def ssh(name: str | None, command: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@plan.where
+@options.where
 @click.option("--terminate", is_flag=True, help="Delete the machine and its disk, after asking.")
 @click.option("--discard", is_flag=True, help="With --terminate: give up runs and files that are nowhere else.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
@@ -164,14 +161,6 @@ def reap() -> None:
         )
     if reaped.inventory.unanswered:
         raise _silent(reaped.inventory, "gpuops reap")
-
-
-def resolve(**flags: object) -> Settings:
-    """Settings from these flags, this environment and this folder."""
-    from gpuops import settings
-
-    flags = {key: value or None if isinstance(value, tuple) else value for key, value in flags.items()}
-    return settings.resolve(flags, environ=os.environ, folder=Path.cwd())
 
 
 def _silent(inventory: Inventory, command: str) -> VendorUnreachable:

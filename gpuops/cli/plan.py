@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import click
-
 from gpuops import cost
 from gpuops.cli import screen
 
@@ -17,36 +15,7 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 
-
-def where(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say at which provider."""
-    command = click.option("--region", help="The provider's region. Default: us-west-2.")(command)
-    return click.option("--provider", help="Where machines come from. Default: aws.")(command)
-
-
-def machine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say what kind of machine is launched, and what it may cost."""
-    for option in (
-        click.option("--admit", help="Who may reach ssh: an address block, or a URL that answers with your address."),
-        click.option("--max-usd", type=float, help="It stops by itself when its hours from now on have cost this."),
-        click.option("--max-hours", type=float, help="It stops by itself this long after its boot. Default: 12."),
-        click.option("--max-usd-per-hour", type=float, help="Take no machine that costs more."),
-        click.option("--disk-type", help="Kind of disk. Default: gp3."),
-        click.option("--disk-gb", type=int, help="Size of the disk. Default: 100."),
-        click.option("--subnet", help="The subnet to be in. Default: the default network's."),
-        click.option("--vpc", help="The network (VPC) to be in. Default: the default one."),
-        click.option("--user", help="The image's login. Default: ubuntu."),
-        click.option("--image", help="The image to boot from. Default: the one that fits the type."),
-        click.option("--type", "types", multiple=True, help="Machine type; several are tried in order."),
-        where,
-    ):
-        command = option(command)
-    return command
-
-
-dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Show the plan, ask whether it's permitted, change nothing."
-)
+REHEARSED = "That is the plan, and it would be permitted. Nothing was changed."
 
 
 def confirm_plan(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuops import cost
-from gpuops.cli import plan, screen
-from gpuops.cli.machines import REHEARSED, resolve
+from gpuops.cli import options, plan, screen
+from gpuops.cli.options import resolve
 from gpuops.errors import RunError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ _AFTERWARDS = {
 @click.option("--allow-cpu", is_flag=True, help="Train on the CPU where the machine has no usable GPU.")
 @click.option("--strict", is_flag=True, help="Refuse a data set with damaged images instead of leaving them out.")
 @click.option("--machine", "name", help="The machine's name. Default: fast-ai.")
-@plan.machine_options
-@plan.dry_run_option
+@options.machine_options
+@options.dry_run_option
 @click.option("--keep", "then", flag_value="keep", help="Leave the machine running afterwards.")
 @click.option("--terminate", "then", flag_value="terminate", help="Delete the machine once the results are home.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
@@ -60,14 +60,14 @@ def train(
     from gpuops import jobs, workflow
 
     settings = resolve(**flags)
-    options = [word for override in overrides for word in ("--set", override)]
-    options += ["--seed", str(seed)] if seed is not None else []
-    options += ["--allow-cpu"] * allow_cpu + ["--strict"] * strict
+    trainer_options = [word for override in overrides for word in ("--set", override)]
+    trainer_options += ["--seed", str(seed)] if seed is not None else []
+    trainer_options += ["--allow-cpu"] * allow_cpu + ["--strict"] * strict
     training = jobs.Training(
         recipe=jobs.recipe_file(recipe),
         data=_place(data) if data else "digits",
         weights=_place(weights) if weights else None,
-        options=tuple(options),
+        options=tuple(trainer_options),
     )
     afterwards = _AFTERWARDS[then or "stop"]
 
@@ -83,7 +83,7 @@ def train(
                     plan.show_plan(planned, settings, progress, afterwards=afterwards, estimate=estimate)
 
                 workflow.rehearse(settings, show=show, tell=progress.tell, for_training=True)
-                screen.say(REHEARSED)
+                screen.say(plan.REHEARSED)
                 return
             confirm = plan.confirm_plan(settings, progress, yes=yes, afterwards=afterwards, estimate=estimate)
             finished = workflow.train(

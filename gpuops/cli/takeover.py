@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuops import cost
-from gpuops.cli import plan, screen
-from gpuops.cli.machines import resolve
+from gpuops.cli import options, screen
+from gpuops.cli.options import resolve
 from gpuops.errors import NotConfirmed
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("instance")
 @click.argument("name", required=False)
-@plan.where
+@options.where
 @click.option("--user", help="Its login. Default: ubuntu.")
 @click.option("--ssh-port", type=int, help="Where its ssh listens. Default: 22.")
 @click.option("--identity-file", help="The private key that it admits. Default: gpuops's own.")

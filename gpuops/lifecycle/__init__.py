@@ -8,7 +8,14 @@ from gpuops.lifecycle.clock import Clock, Tell, tried_again
 from gpuops.lifecycle.launch import launch
 from gpuops.lifecycle.plan import Limits, Plan, existing, find_one, locked, plan, usable
 from gpuops.lifecycle.release import Release
-from gpuops.lifecycle.waits import seen_again, stop, terminate, wait_until_reached, wait_until_running
+from gpuops.lifecycle.waits import (
+    seen_again,
+    stop,
+    terminate,
+    wait_until_reached,
+    wait_until_running,
+    wait_until_shown,
+)
 
 __all__ = [
     "Clock",
@@ -28,4 +35,5 @@ __all__ = [
     "usable",
     "wait_until_reached",
     "wait_until_running",
+    "wait_until_shown",
 ]

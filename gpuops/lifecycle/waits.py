@@ -19,6 +19,7 @@ _SSH_WITHIN_S = 600.0
 _STOPPED_WITHIN_S = 600.0
 _KNOCK_EVERY_S = 0.4
 _LOOK_EVERY_S = 2.0
+_SHOWN_WITHIN_S = 10.0
 # How long a provider may show the state that a machine had before we started it.
 _STALE_S = 30.0
 # A machine that is protected from stopping refuses each time; one that is in between two states, now and then.
@@ -166,6 +167,17 @@ def terminate(provider: Provider, machine: Machine, *, clock: Clock) -> Machine:
         left_behind=f"It may go on costing {cost.per_hour(machine)}.",
         next_step="gpuops status",
     )
+
+
+def wait_until_shown(
+    provider: Provider, machine: Machine, is_shown: Callable[[Machine], bool], *, clock: Clock
+) -> Machine:
+    """What the provider says of it, asked until that shows what was just changed, or for 10 s: it may take a moment."""
+    for _ in polls(clock, _SHOWN_WITHIN_S):
+        seen = tried_again(clock, functools.partial(provider.refresh, machine))
+        if is_shown(seen):
+            break
+    return seen
 
 
 def seen_again(provider: Provider, machine: Machine, clock: Clock) -> Machine:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gpuops import transports, watch
+from gpuops import lifecycle, transports, watch
 from gpuops.errors import HostKeyChanged, KeyRefused, MachineUnreachable, ProviderError
 from gpuops.machine import Machine, Trait
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from gpuops.workflow.session import Session
 
 _SHOWN_TRIES, _SHOWN_PAUSE_S = 20, 0.1
-_LABEL_TRIES, _LABEL_PAUSE_S = 20, 0.5
 # A file whose last line has no end would join it to ours.
 _AUTHORISE = (
     'umask 077; mkdir -p .ssh; file=.ssh/authorized_keys; [ -e "$file" ] || : >"$file"; '
@@ -38,7 +37,10 @@ def own_host_key(session: Session, machine: Machine) -> Machine:
         both = replace(machine, next_host_key=key)
         if machine.next_host_key != key:
             session.provider.label(machine, {"next-host-key": key})
-            _wait_until_seen(session, machine, key)
+            # Every computer has to accept it before it is shown; where it isn't seen in time, they look again.
+            lifecycle.wait_until_shown(
+                session.provider, machine, lambda seen: seen.next_host_key == key, clock=session.clock
+            )
         session.book.update([both])
         watch.switch_host_key(line)
     own = replace(machine, host_key=key, next_host_key=None, has_own_host_key=True)
@@ -54,18 +56,17 @@ def line_by_present_key(session: Session, machine: Machine, *, connect_timeout_s
 
     Raises `HostKeyChanged` where they don't know the key that it shows.
     """
-    for _ in range(_LABEL_TRIES):
-        try:
-            return _line(session, machine, connect_timeout_s=connect_timeout_s)
-        except HostKeyChanged:
-            again = session.provider.refresh(machine)
-            if _pins(again) == _pins(machine):
-                if machine.has_own_host_key:
-                    raise
-                session.clock.sleep(_LABEL_PAUSE_S)  # labels take a while to be seen
-            elif again.ssh:
-                machine = again
-    return _line(session, machine, connect_timeout_s=connect_timeout_s)
+    try:
+        return _line(session, machine, connect_timeout_s=connect_timeout_s)
+    except HostKeyChanged:
+        pins = _pins(machine)
+        # One that has made its own key makes no other: then what is known now is all there is to know.
+        seen = lifecycle.wait_until_shown(
+            session.provider, machine, lambda seen: seen.has_own_host_key or _pins(seen) != pins, clock=session.clock
+        )
+        if _pins(seen) == pins:
+            raise
+        return _line(session, seen, connect_timeout_s=connect_timeout_s)
 
 
 def _line(session: Session, machine: Machine, *, connect_timeout_s: float = 10.0) -> Transport:
@@ -74,14 +75,6 @@ def _line(session: Session, machine: Machine, *, connect_timeout_s: float = 10.0
 
 def _pins(machine: Machine) -> tuple[str | None, str | None]:
     return machine.host_key, machine.next_host_key
-
-
-def _wait_until_seen(session: Session, machine: Machine, key: str) -> None:
-    """The key has to be accepted by every computer before it is shown; where it isn't seen, they look again."""
-    for _ in range(_LABEL_TRIES):
-        if session.provider.refresh(machine).next_host_key == key:
-            return
-        session.clock.sleep(_LABEL_PAUSE_S)
 
 
 def _is_shown(session: Session, machine: Machine) -> bool:

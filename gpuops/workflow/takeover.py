@@ -13,8 +13,6 @@ from gpuops.settings import Settings
 from gpuops.workflow import identity
 from gpuops.workflow.session import REAL_CLOCK, Session
 
-_LABEL_TRIES, _LABEL_PAUSE_S = 20, 0.5
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Takeover:
@@ -74,7 +72,7 @@ def adopt(
                 "adopted": "yes",
             },
         )
-        machine = _labelled(session, machine)
+        machine = lifecycle.wait_until_shown(session.provider, machine, lambda seen: not seen.unusable, clock=clock)
         session.ledger.seen([machine], now=clock.now())
         session.book.update([machine])
         return machine
@@ -94,16 +92,6 @@ def _refuse(session: Session, machine: Machine) -> None:
         )
     if not machine.state.exists:
         raise StateError(f"{machine.id} is {machine.state.value}.", left_behind=nothing, next_step="gpuops status")
-
-
-def _labelled(session: Session, machine: Machine) -> Machine:
-    """As the provider shows it with its new labels, which may take a moment."""
-    for _ in range(_LABEL_TRIES):
-        seen = session.provider.refresh(machine)
-        if not seen.unusable:
-            break
-        session.clock.sleep(_LABEL_PAUSE_S)
-    return seen
 
 
 def _takeover(session: Session, machine: Machine, fingerprint: str | None) -> Takeover:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpuops import host_keys
 from gpuops.errors import BadData
-from gpuops.machine import FORMAT, Address, Machine, Offer, State, Wish, is_valid_name
+from gpuops.machine import FORMAT, Address, Machine, Offer, State, Wish, is_valid_login, is_valid_name
 from gpuops.providers import LABELS
 from gpuops.providers.aws import catalogue, prices
 from gpuops.providers.aws.permissions import MACHINE_TAG
@@ -25,8 +25,6 @@ OURS: Sequence[FilterTypeDef] = (
     {"Name": "instance-state-name", "Values": [*EXISTING, State.SHUTTING_DOWN.value]},
 )
 """The machines that bear our tag, until nothing is left of them."""
-# A login name as useradd(8) takes it. Tags can be changed by others, and this one goes into an ssh config.
-_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _INSTANCE_ID = re.compile(r"i-([0-9a-f]{8}|[0-9a-f]{17})")
 _TAG_LIMIT = 256  # EC2's, in characters; an RSA key of 2048 bits is longer
 # StateTransitionReason: "User initiated (2026-11-24 09:00:00 GMT)".
@@ -183,7 +181,7 @@ def _labelled(known: Machine, labels: Mapping[str, str], host: str | None) -> Ma
     if known.name != labels[NAME]:
         raise ValueError(f"gpuops:name={labels[NAME]!r}")
     user = labels["gpuops:user"]
-    if not _USER.fullmatch(user):
+    if not is_valid_login(user):  # others can change tags, and this one goes into an ssh config
         raise ValueError(f"gpuops:user={user!r}")
     port = ssh_port(labels)
     if not 1 <= port <= 65535:
