@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types clean
+.PHONY: demo test soak lint types clean
 
 demo: $(VENV)/installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+
+# Every property with fifty times as many examples as in the suite.
+soak: $(VENV)/installed
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -m hypothesis -n auto --timeout 0 -v --hypothesis-show-statistics $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

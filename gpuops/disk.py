@@ -19,6 +19,8 @@ _NOT_THE_PERSONS = (
     "./gpuops/trainer/*",
     "./gpuops/job.lock",
     "./gpuops/in-use",
+    "./gpuops/notebook/*",
+    "./.local/share/jupyter/runtime/*",
     "./gpuops/runs/[0-9]*T[0-9]*-[0-9a-f]*/*",
 )
 # What has come or changed since the first boot was made by the person, by a run, or by us. That is told by its inode's

@@ -6,11 +6,17 @@ import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
-def write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` with `data`: a temporary file in the same folder, fsync, rename, fsync of the folder."""
+def write(
+    path: Path, data: bytes, *, mode: int = 0o600, check: Callable[[Path], object] = lambda temporary: None
+) -> None:
+    """Replace `path` with `data`: a temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    `check` is given the temporary file before it replaces the old one, and raises to keep that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -19,6 +25,7 @@ def write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        check(Path(temporary))
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

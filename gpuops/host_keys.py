@@ -60,11 +60,20 @@ def client_key(folder: Path) -> Path:
 
 
 def public_key_line(path: Path) -> str:
-    """The public line of a private key file without a passphrase. Raises `BadData`."""
+    """The public line of a private key file; one with a passphrase has it in the .pub beside it. Raises `BadData`."""
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
-    # TypeError is how `cryptography` says that the key has a passphrase.
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except TypeError as error:  # `cryptography`'s way of saying that the key has a passphrase
+        beside = path.with_name(f"{path.name}.pub")
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            line = " ".join(beside.read_text(encoding="utf-8").split()[:2])
+            if is_key(line):
+                return line
+        raise BadData(
+            f"The private key {path} has a passphrase, and its public half is not beside it.",
+            next_step=f"Write that, with the passphrase: ssh-keygen -y -f {path} >{beside}",
+        ) from error
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise BadData(
             f"The private key {path} can't be read: {error}.",
             left_behind="Machines that admit it admit nobody from this computer until it is back.",

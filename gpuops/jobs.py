@@ -37,13 +37,15 @@ from gpuops.runs import Run, RunStore, from_json, is_id
 from gpuops.sync import Route
 from gpuops.transports import Transport, quote
 
+INTERPRETERS = ("/opt/pytorch/bin/python", "python3", "python")
+"""Where machines keep the Python that has torch: the Deep Learning AMIs, anything on the PATH."""
+
 _WRAPPER = Path(__file__).with_name("job_wrapper.py")
 _CONTRACT = 1  # of the trainer's command line and run directory
 _BUSY_EXIT_CODE = 75  # job_wrapper.BUSY_EXIT_CODE
 _STARTED_WITHIN_S = 20
 _CLAIM_EVERY_S = 1.0
-# Where machines keep the Python that has torch: the Deep Learning AMIs, anything on the PATH.
-_INTERPRETERS = ("/opt/pytorch/bin/python", "python3", "python")
+
 _OLDEST_PYTHON = (3, 10)
 _NEEDED = ("torch", "torchvision", "torchmetrics", "safetensors", "numpy", "PIL", "matplotlib", "sklearn")
 _PROBE = (
@@ -120,7 +122,7 @@ def check(training: Training) -> None:
 def find_python(line: Transport, machine_name: str) -> str:
     """The machine's own interpreter that can run the trainer; nothing is shipped yet. Raises `UnfitMachine`."""
     seen = []
-    for candidate in _INTERPRETERS:
+    for candidate in INTERPRETERS:
         probe = line.run([candidate, "-c", _PROBE], check=False, timeout_s=60)
         if probe.exit_code != 0:
             continue

@@ -15,6 +15,7 @@ from gpuops.machine import MAX_HOURS, Wish, is_valid_login, is_valid_name
 
 CONFIG_FILE = "gpuops.toml"
 
+_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _DISK_TYPE = re.compile(r"[a-z][a-z0-9]{1,7}")
 
 
@@ -31,7 +32,8 @@ class Settings:
     answers with this computer's address ("auto" asks AWS); `authorized_keys` are public keys of other computers that
     a new machine admits; `identity_file` is the key of this computer's that machines know it by, if not gpuops's own.
     `ssh_port` is where the image's sshd listens; `grace_minutes` is how long after its job's end a machine that nobody
-    fetched from stops by itself.
+    fetched from stops by itself. With `no_ssh_config` the person's ssh config stays as it is, and
+    ``ssh -F ~/.ssh/gpuops.config NAME`` is the way in.
     """
 
     name: str = "fast-ai"
@@ -54,6 +56,7 @@ class Settings:
     grace_minutes: float = 10.0
     home: Path = field(default_factory=lambda: _default_home())
     ssh_config: Path = field(default_factory=lambda: Path.home() / ".ssh" / "config")
+    no_ssh_config: bool = False
 
     def __post_init__(self) -> None:
         if not is_valid_name(self.name):
@@ -170,7 +173,9 @@ def _typed(key: str, value: object, where: str) -> object:
             return int(str(value))
         if key in {"max_hours", "max_usd_per_hour", "max_usd", "grace_minutes"}:
             return float(str(value))
-    except (TypeError, ValueError) as error:
+        if key == "no_ssh_config":
+            return _TRUTHS[str(value).lower()]
+    except (TypeError, ValueError, KeyError) as error:
         raise BadSetting(f"{where} is {value!r}, which is not a value for {key}.") from error
     return str(value)
 

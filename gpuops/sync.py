@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -14,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
-from gpuops import transports
+from gpuops import openssh, transports
 from gpuops.errors import BadData, DiskFull, GpuopsError, MachineUnreachable, RemoteCommandFailed
+from gpuops.openssh import Access
 from gpuops.transports import Transport
 
 if TYPE_CHECKING:
@@ -85,18 +85,18 @@ def data(root: Path) -> FileSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How files travel to one machine: by rsync through `ssh -F config host`, or by tar through the open line."""
+    """How files travel to one machine: by rsync through OpenSSH's `ssh host`, or by tar through the open line."""
 
     line: Transport
     host: str
-    rsync_config: Path | None
+    rsync_access: Access | None
 
     @classmethod
-    def find(cls, line: Transport, *, host: str, ssh_config: Path) -> Route:
+    def find(cls, line: Transport, *, host: str, access: Access) -> Route:
         """rsync where this computer has rsync and ssh, and the machine has rsync."""
-        here = shutil.which("rsync") and shutil.which("ssh")
+        here = openssh.is_there("rsync") and openssh.is_there()
         there = here and line.run(["sh", "-c", "command -v rsync"], check=False).exit_code == 0
-        return cls(line=line, host=host, rsync_config=ssh_config if there else None)
+        return cls(line=line, host=host, rsync_access=access if there else None)
 
     def push(self, files: FileSet, remote_dir: str) -> None:
         """Make `remote_dir` (relative to the home folder) hold these files. Raises `DiskFull`, `MachineUnreachable`."""
@@ -104,7 +104,7 @@ class Route:
         self.line.run(["mkdir", "-p", remote_dir])
         # "./": else rsync passes over a name that begins with # or ;, although names end with a zero byte here.
         names = b"\0".join(os.fsencode(f"./{path}") for path in files.paths)
-        if self.rsync_config:
+        if self.rsync_access:
             # -L: a link's target goes, as links seldom point to the same place there.
             options = ["-rtL", "--partial", "--from0", "--files-from=-"]
             self._rsync([*options, f"{files.root.absolute()}/", f"{self.host}:{remote_dir}/"], names, doing, remote_dir)
@@ -124,7 +124,7 @@ class Route:
         """Bring `remote_dir` home; what is here already and whole is not sent again by rsync."""
         doing = f"Fetching {remote_dir}"
         local_dir.mkdir(parents=True, exist_ok=True)
-        if self.rsync_config:
+        if self.rsync_access:
             # -c: a file of the right size and time that is here may be damaged all the same.
             self._rsync(["-rtc", "--partial", f"{self.host}:{remote_dir}/", f"{local_dir.absolute()}/"], b"", doing)
             return
@@ -143,7 +143,8 @@ class Route:
                 self._raise((packing.stderr if packing else "") + _text(said), doing)
 
     def _rsync(self, arguments: list[str], stdin: bytes, doing: str, remote_dir: str = "") -> None:
-        shell = transports.quote(["ssh", "-F", str(self.rsync_config), "-o", "BatchMode=yes"])
+        assert self.rsync_access  # only then it is rsync that goes
+        shell = transports.quote(["ssh", *self.rsync_access.words, *openssh.UNATTENDED])
         done = subprocess.run(["rsync", "-e", shell, *arguments], input=stdin, capture_output=True, check=False)
         if done.returncode != 0:
             said = done.stderr.decode("utf-8", "replace") or f"rsync exited with {done.returncode}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 _STARTUP = Path(__file__).resolve().parent / "startup"
 sys.path.insert(0, str(_STARTUP))
@@ -30,6 +31,7 @@ def _protect() -> Path:
         "HOME": str(home),
         "AWS_EC2_METADATA_DISABLED": "true",
         "PYTHONPATH": str(_STARTUP),
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(home / "hypothesis"),
         suite_guard.REPORT: str(report),
     }
     suite_guard.install()
@@ -38,6 +40,16 @@ def _protect() -> Path:
 
 _HOME = _protect()
 _FOLDERS = os.environ[suite_guard.FOLDERS].split(os.pathsep)
+
+
+_SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
+settings.register_profile(
+    "suite", max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=_SLOW
+)
+settings.register_profile(
+    "soak", max_examples=10_000, deadline=None, database=None, print_blob=True, suppress_health_check=_SLOW
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def pytest_unconfigure() -> None:

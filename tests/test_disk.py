@@ -93,7 +93,7 @@ def _ended(line: SshTransport, store: RunStore, run_id: str) -> Run:
 
 
 def _bring_home(line: SshTransport, store: RunStore, run: Run) -> None:
-    jobs.collect(Route(line=line, host="fastai", rsync_config=None), run, store, _NOW)
+    jobs.collect(Route(line=line, host="fastai", rsync_access=None), run, store, _NOW)
 
 
 def test_a_new_disk_holds_nothing_to_lose(line: SshTransport, store: RunStore) -> None:

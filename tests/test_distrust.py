@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from gpuops.jobs import Training
 from gpuops.lifecycle import Clock, Release
 from gpuops.machine import State
 from tests.computers import Computer, agree, quick_clock, until
+from tests.cutting import cut_lines_to
 from tests.quick_machine import QuickMachine, quick_machine
 
 _ID = "20990101T000000-abcdef"
@@ -140,14 +138,6 @@ def test_a_second_ctrl_c_while_a_machine_is_being_stopped_says_that_it_may_still
     until(lambda: computer.cloud.states(machine.name) == ["stopped"], "the stop that was asked for is carried out")
 
 
-def _cut_lines_to(host: str) -> None:
-    """As a network that goes away: every connection of this process to that address ends in the middle."""
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as connection:
-            if connection.getpeername()[0] == host:
-                connection.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds its own connections in /proc")
 def test_a_network_that_goes_away_while_a_run_is_followed_loses_none_of_it(computer: Computer) -> None:
     quick = quick_machine(computer)
@@ -161,7 +151,7 @@ def test_a_network_that_goes_away_while_a_run_is_followed_loses_none_of_it(compu
         if len(shown) == 1:
             # Neither the machine nor the provider can be reached for a while, as with a closed lid.
             computer.cloud.add_faults({"action": "DescribeInstances", "code": "Unavailable", "status": 503, "times": 3})
-            _cut_lines_to(host)
+            cut_lines_to(host)
             quick.let_go()
 
     finished = workflow.train(

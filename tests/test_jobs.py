@@ -27,6 +27,7 @@ from gpuops.errors import (
 )
 from gpuops.jobs import Training
 from gpuops.machine import Address, Machine, State
+from gpuops.openssh import Access
 from gpuops.results import Outcome
 from gpuops.runs import Run, RunStore
 from gpuops.sync import Route
@@ -120,7 +121,7 @@ def there(machine: machines.Machine, tmp_path: Path) -> Iterator[There]:
         words = machine.openssh("ssh")[3:]
         config.write_text("Host fastai\n" + "".join(f" {word[2:].replace('=', ' ', 1)}\n" for word in words))
         config.write_text(f"{config.read_text()} HostName {machine.host}\n User {machines.USER}\n")
-        route = Route.find(line, host="fastai", ssh_config=config)
+        route = Route.find(line, host="fastai", access=Access(config=config))
         yield There(machine, line, RunStore(tmp_path / "runs"), route)
     with _line(machine) as line:
         for entry in jobs.on_machine(line, sys.executable):
@@ -359,7 +360,7 @@ def test_an_ended_run_is_home_once_every_file_has_been_verified(there: There) ->
 
 def test_a_run_that_tar_brought_home_is_as_whole(there: There) -> None:
     run = there.to_its_end("mkdir -p out; head -c 100000 /dev/urandom >out/weights; ln -s out link")
-    there.route = Route(line=there.line, host="fastai", rsync_config=None)
+    there.route = Route(line=there.line, host="fastai", rsync_access=None)
     assert there.collect(run).state == "succeeded"
     home = there.store.path(run.id)
     assert (home / "out" / "weights").read_bytes() == (there.folder(run) / "out" / "weights").read_bytes()
@@ -411,7 +412,7 @@ def test_a_run_that_a_crash_has_cut_off_comes_home_as_interrupted(there: There) 
     until(lambda: not there.machine.answers(), "all of it is gone")
     there.machine.start().wait_for_ssh()
     with _line(there.machine) as line:
-        there.route = Route(line=line, host="fastai", rsync_config=None)
+        there.route = Route(line=line, host="fastai", rsync_access=None)
         outcome = there.collect(run)
     assert outcome.state == "interrupted"
     assert "went away" in outcome.reason

@@ -1,41 +1,22 @@
-"""The address book: one file of ours, one line in the person's config, and every other byte of theirs unchanged."""
+"""The address book: our own file, with a block for each machine, and the host keys that they are known by."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
 import pytest
 
-from gpuops import host_keys
+from gpuops import host_keys, workflow
 from gpuops.errors import SshConfigError
-from gpuops.machine import Address, Inventory, Machine, State, Unanswered
+from gpuops.machine import Address, Inventory, State, Unanswered
 from gpuops.ssh_config import AddressBook
 from tests.computers import Cloud, Computer
+from tests.ssh_configs import HERE, KEY, PLAIN, machine, needs_ssh, resolved, start
 
-needs_ssh = pytest.mark.skipif(not shutil.which("ssh"), reason="there is no ssh program here")
 not_root = pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-
-PLAIN = b"Host work\n    HostName work.example.com\n    User me\n"
-NASTY = {
-    "nothing": b"",
-    "no final newline": PLAIN[:-1],
-    "CRLF": PLAIN.replace(b"\n", b"\r\n"),
-    "mixed line ends": b"Host a\r\n\tHostName b\nHost c\n",
-    "Latin-1": "# Zugänge für den Rechner im Büro\nHost büro\n".encode("latin-1"),
-    "tabs and an equals sign": b"Host=work\n\tHostName\t=\twork.example.com  # the office\n",
-    "a Match block": PLAIN + b'Match host work exec "true"\n  Port 2200\n',
-    "a block named like the machine": b"Host fast-ai\n  HostName 52.1.2.3\n",
-    "an Include of its own": b"Include other.config\n\n" + PLAIN,
-    "a NUL and a BOM": b"\xef\xbb\xbfHost x\n# \x00\n",
-    "blank lines": b"\n\n\n   \n",
-    "a very long line": b"# " + b"x" * 100_000 + b"\n",
-}
-KEY = host_keys.generate().public_line
 
 
 @pytest.fixture
@@ -46,59 +27,6 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture
 def book(config: Path, tmp_path: Path) -> AddressBook:
     return AddressBook(user_config=config, keys=tmp_path / "gpuops" / "keys")
-
-
-def machine(**changes: object) -> Machine:
-    values: dict[str, object] = {
-        "id": "i-0123456789abcdef0",
-        "name": "fast-ai",
-        "provider": "aws",
-        "region": "us-west-2",
-        "zone": "us-west-2a",
-        "type": "g4dn.xlarge",
-        "state": State.RUNNING,
-        "ssh": Address(host="203.0.113.7", user="ubuntu", port=2222),
-        "host_key": KEY,
-    }
-    return Machine(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def resolved(config: Path, name: str) -> dict[str, str]:
-    """What OpenSSH itself makes of the config for this name."""
-    text = subprocess.run(["ssh", "-G", "-F", config, name], capture_output=True, text=True, check=True).stdout
-    return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
-
-
-@pytest.mark.parametrize("before", NASTY.values(), ids=NASTY.keys())
-def test_every_byte_of_the_persons_config_stays_and_one_line_is_put_before_it(
-    book: AddressBook, config: Path, before: bytes
-) -> None:
-    """Law 5."""
-    config.parent.mkdir(parents=True)
-    config.write_bytes(before)
-    book.check()
-    book.update([machine()])
-    after = config.read_bytes()
-    line, rest = after[: len(after) - len(before)], after[len(after) - len(before) :]
-    assert rest == before
-    assert line.startswith(b"Include ")
-    assert line.count(b"\n") == 1
-    first_line_ends = b"\r\n" if before.split(b"\n")[0].endswith(b"\r") else b"\n"
-    assert line.endswith(first_line_ends)
-    book.update([machine(state=State.STOPPED, ssh=None)])
-    book.update([machine(state=State.TERMINATED, ssh=None)])
-    assert config.read_bytes() == after
-
-
-@needs_ssh
-@pytest.mark.parametrize("before", [PLAIN, NASTY["CRLF"], NASTY["tabs and an equals sign"], b"Host *\n  User nobody\n"])
-def test_ssh_finds_the_machine_through_the_persons_config(book: AddressBook, config: Path, before: bytes) -> None:
-    config.parent.mkdir(parents=True)
-    config.write_bytes(before)
-    config.chmod(0o600)
-    book.update([machine()])
-    found = resolved(config, "fast-ai")
-    assert (found["hostname"], found["port"], found["user"]) == ("203.0.113.7", "2222", "ubuntu")
 
 
 @needs_ssh
@@ -118,62 +46,49 @@ def test_ssh_reads_our_file_as_it_is_meant(book: AddressBook, tmp_path: Path) ->
 
 
 @needs_ssh
-@pytest.mark.parametrize("odd", ["with a space", "50%h off", "ümläut", "quote'd"])
+@pytest.mark.parametrize("odd", ["with a space", "50%h off", "ümläut", "quote'd", "[a-z]*?", "back\\slash"])
 def test_odd_characters_in_a_folders_name_reach_ssh_unharmed(tmp_path: Path, odd: str) -> None:
     book = AddressBook(user_config=tmp_path / odd / "config", keys=tmp_path / odd / "keys")
-    book.check()
-    book.update([machine()])
-    assert resolved(tmp_path / odd / "config", "fast-ai")["hostname"] == "203.0.113.7"
+    start(book)
+    assert book.left_to_do(machine()) == ()
+    assert resolved(tmp_path / odd / "config", "fast-ai")["hostname"] == HERE
     # ssh shows these two as they stand in the file, with % doubled, and undoubles them when it opens the file.
     shown = str(tmp_path / odd / "keys").replace("%", "%%")
     assert resolved(book.path, "fast-ai")["identityfile"] == f"{shown}/id_ed25519"
 
 
-@pytest.mark.parametrize("odd", ['a "quoted" folder', "two\nlines"])
+@pytest.mark.parametrize("odd", ['a "quoted" folder', "two\nlines", "a\rreturn", "${HOME}", os.fsdecode(b"b\xfcro")])
 def test_a_folder_that_no_ssh_config_can_name_is_refused_at_the_start(tmp_path: Path, odd: str) -> None:
     with pytest.raises(SshConfigError):
         AddressBook(user_config=tmp_path / odd / "config", keys=tmp_path / "keys").check()
+    with pytest.raises(SshConfigError):
+        AddressBook(user_config=tmp_path / "config", keys=tmp_path / odd / "keys").check()
 
 
-def test_a_missing_ssh_folder_is_made_for_its_owner_only(book: AddressBook, config: Path) -> None:
-    book.check()
-    book.update([machine()])
-    assert config.parent.stat().st_mode & 0o777 == 0o700
-    assert config.stat().st_mode & 0o777 == 0o600
-    assert book.path.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_symlink_to_dotfiles_stays_one_and_its_target_keeps_its_mode(
-    book: AddressBook, config: Path, tmp_path: Path
-) -> None:
-    dotfiles = tmp_path / "dotfiles" / "ssh_config"
-    dotfiles.parent.mkdir()
-    dotfiles.write_bytes(PLAIN)
-    dotfiles.chmod(0o640)
+@pytest.mark.parametrize("host", ["", "-oProxyCommand=x", "203.0.113.7 #", "203.0.113.7\n  ProxyCommand x", '"x"'])
+def test_an_address_that_means_more_than_a_host_is_written_nowhere(book: AddressBook, config: Path, host: str) -> None:
     config.parent.mkdir(parents=True)
-    config.symlink_to(Path("../../dotfiles/ssh_config"))
-    book.update([machine()])
-    assert config.is_symlink()
-    assert dotfiles.read_bytes().endswith(PLAIN)
-    assert dotfiles.read_bytes() != PLAIN
-    assert dotfiles.stat().st_mode & 0o777 == 0o640
+    config.write_bytes(b"Host fast-ai\n  HostName\n")
+    for change in (lambda machine: book.update([machine]), book.bring_in):
+        with pytest.raises(SshConfigError, match="no address"):
+            change(machine(ssh=Address(host=host, user="ubuntu")))
+    assert [path.name for path in config.parent.iterdir()] == ["config"]
+    assert config.read_bytes() == b"Host fast-ai\n  HostName\n"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
-def test_a_config_that_belongs_to_another_user_goes_on_belonging_to_them(book: AddressBook, config: Path) -> None:
+@needs_ssh
+def test_a_machine_behind_another_is_reached_through_it(book: AddressBook) -> None:
+    book.update([machine(ssh=Address(host=HERE, user="ubuntu", jump="ops@bastion.example.com:2200"))])
+    assert resolved(book.path, "fast-ai")["proxyjump"] == "ops@bastion.example.com:2200"
+
+
+def test_our_file_alone_changes_when_the_machines_are_only_looked_at(book: AddressBook, config: Path) -> None:
     config.parent.mkdir(parents=True)
     config.write_bytes(PLAIN)
-    os.chown(config, 4321, 1234)
     book.update([machine()])
-    assert (config.stat().st_uid, config.stat().st_gid) == (4321, 1234)
-
-
-def test_an_include_line_that_is_there_already_is_not_written_twice(book: AddressBook, config: Path) -> None:
-    config.parent.mkdir(parents=True)
-    theirs = PLAIN + f'Include "{book.path}"\n'.encode() + PLAIN
-    config.write_bytes(theirs)
-    book.update([machine()])
-    assert config.read_bytes() == theirs
+    book.regenerate(Inventory(machines=(machine(),)), provider="aws")
+    assert config.read_bytes() == PLAIN
+    assert book.path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_file_that_cannot_be_read_is_named_before_anything_is_launched(the_cloud: Cloud, computer: Computer) -> None:
@@ -185,33 +100,49 @@ def test_a_file_that_cannot_be_read_is_named_before_anything_is_launched(the_clo
 
 
 @not_root
-@pytest.mark.parametrize("readonly", ["the file", "its folder"])
-def test_a_read_only_config_is_refused_with_the_line_to_add_before_anything_is_launched(
-    the_cloud: Cloud, computer: Computer, readonly: str
+def test_a_folder_for_our_file_that_is_read_only_is_named_before_anything_is_launched(
+    the_cloud: Cloud, computer: Computer
 ) -> None:
-    computer.ssh_config.parent.mkdir(parents=True)
-    computer.ssh_config.write_bytes(PLAIN)
-    locked = computer.ssh_config if readonly == "the file" else computer.ssh_config.parent
-    locked.chmod(locked.stat().st_mode & 0o555)
+    folder = computer.ssh_config.parent
+    folder.mkdir(parents=True)
+    folder.chmod(0o555)
     before = len(the_cloud.calls("RunInstances"))
     try:
         with pytest.raises(SshConfigError) as raised:
             computer.up()
     finally:
-        locked.chmod(0o700)
-    assert f'Include "{computer.address_book}"' in raised.value.next_step
-    assert computer.ssh_config.read_bytes() == PLAIN
+        folder.chmod(0o700)
+    assert raised.value.next_step == f"Make it writable: chmod u+rwx {folder}"
     assert len(the_cloud.calls("RunInstances")) == before
 
 
-@not_root
-def test_a_read_only_config_that_has_the_line_is_good_enough(book: AddressBook, config: Path) -> None:
-    config.parent.mkdir(parents=True)
-    config.write_bytes(f'Include "{book.path}"\n'.encode() + PLAIN)
-    config.chmod(0o400)
-    book.check()
-    book.update([machine()])
-    assert "Host fast-ai\n" in book.path.read_text()
+@pytest.mark.parametrize("flags", [{}, {"no_ssh_config": True}], ids=["read-only", "not to be edited"])
+def test_up_works_with_a_config_that_is_read_only_or_not_to_be_edited(
+    computer: Computer, flags: dict[str, object]
+) -> None:
+    computer.ssh_config.parent.mkdir(parents=True)
+    before = PLAIN + f"Host {computer.name}\n  HostName\n".encode()
+    computer.ssh_config.write_bytes(before)
+    computer.ssh_config.chmod(0o644 if flags else 0o444)
+    up = computer.up(types="g4dn.xlarge", **flags)
+    assert computer.ssh_config.read_bytes() == before
+    assert computer.ssh("true").exit_code == 0
+    told = "\n".join(workflow.address_book(computer.settings(**flags)).left_to_do(up))
+    assert (f'Include "{computer.address_book}"' in told) is not bool(flags)
+
+
+@needs_ssh
+def test_up_brings_the_machine_into_the_config_that_the_environment_names(computer: Computer) -> None:
+    computer.ssh_config.parent.mkdir(parents=True)
+    theirs = b"Host other\n  HostName 192.0.2.2\nHost %b\n\tHostName 192.0.2.1 # stale\n"
+    computer.ssh_config.write_bytes(theirs % computer.name.encode())
+    machine = computer.has_machine(types="g4dn.xlarge")
+    assert machine.ssh
+    computer.gpuops_here("up", "-y", GPUOPS_SSH_CONFIG=str(computer.ssh_config)).succeeded()
+    line, rest = computer.ssh_config.read_bytes().split(b"\n", 1)
+    assert line == f'Include "{computer.address_book}"'.encode()
+    assert rest == (theirs % computer.name.encode()).replace(b"192.0.2.1", machine.ssh.host.encode())
+    assert resolved(computer.ssh_config, computer.name)["hostkeyalias"] == machine.id
 
 
 def test_a_stopped_machine_stays_marked_and_its_name_leads_nowhere(book: AddressBook) -> None:
@@ -277,11 +208,12 @@ def test_another_providers_machines_stay(book: AddressBook) -> None:
     assert "Host fast-ai\n" not in book.path.read_text()
 
 
-def test_nothing_is_written_when_nothing_has_changed(book: AddressBook, config: Path) -> None:
+def test_nothing_is_written_when_nothing_has_changed(book: AddressBook) -> None:
     book.update([machine()])
-    before = [path.stat().st_mtime_ns for path in (config, book.path)]
+    before = book.path.stat()
     book.update([machine()])
-    assert [path.stat().st_mtime_ns for path in (config, book.path)] == before
+    book.regenerate(Inventory(machines=(machine(),)), provider="aws")
+    assert (book.path.stat().st_mtime_ns, book.path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
 def test_while_a_host_key_is_replaced_both_are_known_and_then_only_the_new_one(
@@ -308,29 +240,6 @@ def test_another_key_than_ours_stands_in_the_blocks(config: Path, tmp_path: Path
     assert resolved(book.path, "fast-ai")["identityfile"] == str(identity_file).replace("%", "%%")
 
 
-@pytest.mark.parametrize("before", NASTY.values(), ids=NASTY.keys())
-def test_afterwards_the_persons_config_is_as_it_was_and_nothing_of_ours_is_left(
-    book: AddressBook, config: Path, tmp_path: Path, before: bytes
-) -> None:
-    """Law 5. The line is found wherever the person has moved it."""
-    target = tmp_path / "dotfiles" / "config"
-    target.parent.mkdir()
-    target.write_bytes(before)
-    target.chmod(0o640)
-    config.parent.mkdir(parents=True)
-    config.symlink_to(target)
-    book.update([machine()])
-    target.write_bytes(b"# moved\n" + target.read_bytes())
-    book.remove_everything()
-    assert target.read_bytes() == b"# moved\n" + before
-    assert config.is_symlink()
-    assert target.stat().st_mode & 0o777 == 0o640
-    assert [path.name for path in config.parent.iterdir()] == ["config"]
-    assert not (tmp_path / "gpuops" / "keys").exists()
-    book.remove_everything()
-    assert target.read_bytes() == b"# moved\n" + before
-
-
 def test_where_gpuops_never_was_nothing_is_made_by_removing(book: AddressBook, config: Path, tmp_path: Path) -> None:
     book.remove_everything()
     assert not config.parent.exists()
@@ -341,17 +250,18 @@ def test_commands_at_work_on_different_machines_lose_nothing_of_each_others(conf
     """Law 5. An address book each, as in processes of their own."""
     keys = tmp_path / "keys"
 
-    def write(command: int) -> None:
+    def at_work(command: int) -> None:
         book = AddressBook(user_config=config, keys=keys)
         for number in range(50):
             mine = machine(id=f"i-{command}-{number}", name=f"m-{command}-{number}")
             if command:
                 book.update([mine])
+                book.bring_in(mine)
             else:
                 book.regenerate(Inventory(machines=(mine,), unanswered=(_EVERYTHING_ELSE,)), provider="aws")
 
     with ThreadPoolExecutor(3) as commands:
-        list(commands.map(write, range(3)))
+        list(commands.map(at_work, range(3)))
     everything = [f"{command}-{number}" for command in range(3) for number in range(50)]
     text = (config.parent / "gpuops.config").read_text()
     assert [one for one in everything if f"Host m-{one}\n" not in text] == []
@@ -363,11 +273,11 @@ def test_commands_at_work_on_different_machines_lose_nothing_of_each_others(conf
 _EVERYTHING_ELSE = Unanswered(place="aws/us-west-2", reason="it is far")
 
 
-@pytest.mark.parametrize("change", ["update", "regenerate", "remove_everything"])
+@pytest.mark.parametrize("change", ["update", "regenerate", "bring_in", "remove_everything"])
 def test_a_book_that_another_command_keeps_to_itself_is_told_and_left_alone(
     book: AddressBook, config: Path, tmp_path: Path, change: str
 ) -> None:
-    book.update([machine()])
+    start(book)
     before = config.read_bytes(), book.path.read_bytes()
     patient = AddressBook(user_config=config, keys=tmp_path / "gpuops" / "keys", wait_s=0.1)
     gone = machine(state=State.TERMINATED, ssh=None)
@@ -376,6 +286,8 @@ def test_a_book_that_another_command_keeps_to_itself_is_told_and_left_alone(
             patient.update([gone])
         elif change == "regenerate":
             patient.regenerate(Inventory(machines=()), provider="aws")
+        elif change == "bring_in":
+            patient.bring_in(machine())
         else:
             patient.remove_everything()
     assert raised.value.what == "Another gpuops command has been writing the ssh config for 0.1 s."

@@ -14,6 +14,7 @@ import pytest
 
 from gpuops import sync
 from gpuops.errors import BadData, DiskFull, MachineUnreachable, RemoteCommandFailed
+from gpuops.openssh import Access
 from gpuops.sync import Route
 from gpuops.transports.ssh import SshTransport
 from tests.computers import until
@@ -231,10 +232,10 @@ def _ssh_config(folder: Path, server: Server, *, port: int | None = None) -> Pat
 @pytest.fixture(params=["rsync", "tar"])
 def route(request: pytest.FixtureRequest, server: Server, line: SshTransport, tmp_path: Path) -> Route:
     if request.param == "tar":
-        return Route(line=line, host="fastai", rsync_config=None)
+        return Route(line=line, host="fastai", rsync_access=None)
     if not shutil.which("rsync") or not shutil.which("ssh"):
         pytest.skip("there is no rsync, or no ssh, here")
-    return Route(line=line, host="fastai", rsync_config=_ssh_config(tmp_path, server))
+    return Route(line=line, host="fastai", rsync_access=Access(config=_ssh_config(tmp_path, server)))
 
 
 @pytest.fixture
@@ -293,15 +294,15 @@ def test_pulling_again_mends_what_is_here_in_part_or_damaged_under_its_old_time(
 @needs_rsync
 def test_rsync_is_taken_where_both_ends_have_it(server: Server, line: SshTransport, tmp_path: Path) -> None:
     config = _ssh_config(tmp_path, server)
-    assert Route.find(line, host="fastai", ssh_config=config).rsync_config == config
+    assert Route.find(line, host="fastai", access=Access(config=config)).rsync_access == Access(config=config)
 
 
 def test_tar_is_taken_where_this_computer_has_no_rsync(
     server: Server, line: SshTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote_dir: str
 ) -> None:
     monkeypatch.setenv("PATH", str(_programs_but_rsync(tmp_path)))
-    route = Route.find(line, host="fastai", ssh_config=tmp_path / "not needed")
-    assert route.rsync_config is None
+    route = Route.find(line, host="fastai", access=Access(config=tmp_path / "not needed"))
+    assert route.rsync_access is None
     _write(tmp_path / "here", {"a": b"a"})
     route.push(sync.data(tmp_path / "here"), remote_dir)
     assert _tree(server.home / remote_dir) == {"a": b"a"}
@@ -314,8 +315,8 @@ def test_tar_is_taken_where_the_machine_has_no_rsync(tmp_path: Path, monkeypatch
         server = serves.__enter__()
     try:
         with SshTransport.connect(server.machine(), identity_file=server.client_key, connect_timeout_s=10) as line:
-            route = Route.find(line, host="fastai", ssh_config=_ssh_config(tmp_path, server))
-            assert route.rsync_config is None
+            route = Route.find(line, host="fastai", access=Access(config=_ssh_config(tmp_path, server)))
+            assert route.rsync_access is None
             _write(tmp_path / "here", {"a": b"a"})
             route.push(sync.data(tmp_path / "here"), "there")
             assert _tree(server.home / "there") == {"a": b"a"}
@@ -352,7 +353,7 @@ def test_a_line_that_breaks_in_the_middle_is_told_and_the_next_push_completes_it
     ) as line:
         cutting = _cut_when_some_has_arrived(wire, server.home / remote_dir)
         with pytest.raises((MachineUnreachable, RemoteCommandFailed)):
-            Route(line=line, host="fastai", rsync_config=None).push(sync.data(tmp_path / "here"), remote_dir)
+            Route(line=line, host="fastai", rsync_access=None).push(sync.data(tmp_path / "here"), remote_dir)
         cutting.join()
     assert (server.home / remote_dir / "big").stat().st_size < 200_000_000
 
@@ -364,12 +365,14 @@ def test_a_broken_line_of_rsyncs_own_counts_as_the_machine_being_out_of_reach(
     """Ours is still up then, or not yet known to be down: `train` shall try again, not give up."""
     _write(tmp_path / "here", {"big": random.Random(1).randbytes(1_000_000) * 200})
     wire = Wire(server.address)
-    route = Route(line=line, host="fastai", rsync_config=_ssh_config(tmp_path, server, port=wire.address.port))
+    route = Route(
+        line=line, host="fastai", rsync_access=Access(config=_ssh_config(tmp_path, server, port=wire.address.port))
+    )
     cutting = _cut_when_some_has_arrived(wire, server.home / remote_dir)
     with pytest.raises(MachineUnreachable, match="Sending 1 files: the line to fastai broke"):
         route.push(sync.data(tmp_path / "here"), remote_dir)
     cutting.join()
-    whole = Route(line=line, host="fastai", rsync_config=_ssh_config(tmp_path, server))
+    whole = Route(line=line, host="fastai", rsync_access=Access(config=_ssh_config(tmp_path, server)))
     whole.push(sync.data(tmp_path / "here"), remote_dir)
     assert (server.home / remote_dir / "big").stat().st_size == 200_000_000
 
@@ -382,7 +385,7 @@ def test_a_machine_that_rsync_does_not_reach_is_told_as_out_of_reach(
     config = _ssh_config(tmp_path, server)
     config.write_text(config.read_text().replace(f"Port {server.address.port}", "Port 1"))
     with pytest.raises(MachineUnreachable, match="Connection refused"):
-        Route(line=line, host="fastai", rsync_config=config).push(sync.data(tmp_path / "here"), "there")
+        Route(line=line, host="fastai", rsync_access=Access(config=config)).push(sync.data(tmp_path / "here"), "there")
 
 
 def test_a_file_that_vanishes_while_it_is_sent_is_told(route: Route, tmp_path: Path, remote_dir: str) -> None:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from gpuops import __version__
-from gpuops.cli import account, bills, machines, runs, sandbox, screen, takeover
+from gpuops.cli import access, account, bills, machines, runs, sandbox, screen, takeover
 from gpuops.errors import BadInput, Bug, GpuopsError, LocalTrouble
 
 _INTERRUPTED_EXIT_CODE = 130
@@ -48,7 +48,10 @@ def cli(in_sandbox: bool, debug: bool) -> None:
 
 cli.add_command(machines.up)
 cli.add_command(machines.status)
-cli.add_command(machines.ssh)
+cli.add_command(access.ssh)
+cli.add_command(access.cp)
+cli.add_command(access.notebook)
+cli.add_command(access.tunnel)
 cli.add_command(machines.down)
 cli.add_command(machines.extend)
 cli.add_command(machines.reap)

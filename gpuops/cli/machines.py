@@ -1,13 +1,10 @@
-"""`gpuops up`, `status`, `ssh`, `down`, `extend`, `reap`: a machine's life."""
+"""`gpuops up`, `status`, `down`, `extend`, `reap`: a machine's life."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +12,7 @@ import click
 from gpuops import cost
 from gpuops.cli import options, plan, screen
 from gpuops.cli.options import resolve
-from gpuops.errors import BadInput, NoSshProgram, StateError, VendorUnreachable
+from gpuops.errors import BadInput, StateError, VendorUnreachable
 from gpuops.machine import FORMAT, Machine, State
 
 if TYPE_CHECKING:
@@ -44,9 +41,9 @@ def up(yes: bool, dry_run: bool, **flags: object) -> None:
         machine = workflow.up(settings, confirm=plan.confirm_plan(settings, progress, yes=yes), tell=progress.tell)
     screen.say(f"{machine.name} runs: {machine.type} in {machine.place}, {cost.per_hour(machine)}.")
     screen.say(f"It stops {plan.deadline(machine)}.")
-    book = workflow.address_book(settings)
-    plain = settings.ssh_config == Path.home() / ".ssh" / "config"
-    screen.say(f"  ssh {machine.name}" if plain else f"  ssh -F {book.path} {machine.name}")
+    access = workflow.address_book(settings).access(machine)
+    screen.say(f"  {' '.join(['ssh', *access.words, machine.name])}")
+    plan.show_left_to_do(settings, machine)
 
 
 @click.command()
@@ -63,29 +60,6 @@ def status(as_json: bool, **flags: object) -> None:
     inventory = workflow.status(resolve(**flags), show=show)
     if inventory.unanswered and not as_json:
         raise _silent(inventory, "gpuops status")
-
-
-@click.command(
-    short_help="A shell on the machine, or one command there.",
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-)
-@click.argument("name", required=False)
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def ssh(name: str | None, command: tuple[str, ...]) -> None:
-    """Open a shell on the machine, or run COMMAND there and exit as it does.
-
-    COMMAND reaches the machine's shell as ssh sends it, its words joined by spaces: quote for that shell.
-    """
-    from gpuops import workflow
-
-    if not shutil.which("ssh"):
-        raise NoSshProgram(
-            "There is no `ssh` program on this computer.",
-            left_behind="Nothing was changed.",
-            next_step="Install OpenSSH's client (Debian and Ubuntu: apt install openssh-client).",
-        )
-    machine, config = workflow.reach(resolve(name=name))
-    os.execvp("ssh", ["ssh", "-F", str(config), machine.name, *command])
 
 
 @click.command()

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from gpuops.settings import Settings
 
 
+no_ssh_config_option = click.option(
+    "--no-ssh-config", is_flag=True, default=None, help="Leave my own ssh config as it is."
+)
+
+
 def where(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say at which provider."""
     command = click.option("--region", help="The provider's region. Default: us-west-2.")(command)
@@ -22,6 +27,7 @@ def where(command: Callable[..., None]) -> Callable[..., None]:
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what kind of machine is launched, and what it may cost."""
     for option in (
+        no_ssh_config_option,
         click.option("--admit", help="Who may reach ssh: an address block, or a URL that answers with your address."),
         click.option("--max-usd", type=float, help="It stops by itself when its hours from now on have cost this."),
         click.option("--max-hours", type=float, help="It stops by itself this long after its boot. Default: 12."),

@@ -115,6 +115,14 @@ def _stops(plan: Plan) -> str:
     return text if plan.limits.max_hours is not None else f"{text} (--max-hours)"
 
 
+def show_left_to_do(settings: Settings, machine: Machine) -> None:
+    """What of the person's own ssh config is theirs to mend."""
+    from gpuops import workflow
+
+    if todo := workflow.address_book(settings).left_to_do(machine):
+        screen.rows([("to do", text) for text in todo], err=True)
+
+
 def deadline(machine: Machine) -> str:
     """When a running machine stops by itself, in words."""
     if machine.deadline is None:

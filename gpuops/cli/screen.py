@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 _COMMAND = re.compile(
-    r"\bgpuops (?=(?:up|status|ssh|down|extend|reap|train|attach|pull|runs|offers|cost|doctor|adopt|admit|uninstall)\b)"
+    r"\bgpuops (?=(?:up|status|ssh|cp|notebook|tunnel|down|extend|reap|train|attach|pull|runs|offers|cost|doctor|adopt"
+    r"|admit|uninstall)\b)"
 )
 _called = "gpuops "
 
@@ -51,13 +52,14 @@ class Progress:
     def __init__(self) -> None:
         self._live: Status | None = None
         self._step = ""
+        self._ended = False
 
     def __enter__(self) -> Progress:
         return self
 
     def tell(self, step: str) -> None:
         """The next step has begun."""
-        if not sys.stderr.isatty():
+        if self._ended or not sys.stderr.isatty():
             say(step, err=True)
             return
         self._finish("✓")
@@ -77,10 +79,19 @@ class Progress:
 
     def show(self, output: bytes) -> None:
         """Pass on what the job on the machine says, as it says it."""
-        self._finish("✓")
-        self.pause()
+        self.done()
         sys.stdout.buffer.write(output)
         sys.stdout.buffer.flush()
+
+    def done(self) -> None:
+        """The last step is over, and the terminal is another's."""
+        self._finish("✓")
+        self.pause()
+
+    def end(self) -> None:
+        """The last step is over for good: what is told from here on is news, and nothing is under way."""
+        self.done()
+        self._ended = True
 
     def pause(self) -> None:
         """Give the terminal back, for a question or another program."""

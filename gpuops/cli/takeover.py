@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("instance")
 @click.argument("name", required=False)
 @options.where
+@options.no_ssh_config_option
 @click.option("--user", help="Its login. Default: ubuntu.")
 @click.option("--ssh-port", type=int, help="Where its ssh listens. Default: 22.")
 @click.option("--identity-file", help="The private key that it admits. Default: gpuops's own.")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from gpuops import cost
-from gpuops.errors import GpuopsError, MachineUnreachable, NoCapacity, ProviderError, StateError
+from gpuops.errors import GpuopsError, MachineUnreachable, NoCapacity, ProviderError, StateError, VendorUnreachable
 from gpuops.lifecycle.clock import Clock, Tell, polls, tried_again
 from gpuops.machine import Machine, State
 from gpuops.providers import Provider
@@ -19,6 +19,7 @@ _SSH_WITHIN_S = 600.0
 _STOPPED_WITHIN_S = 600.0
 _KNOCK_EVERY_S = 0.4
 _LOOK_EVERY_S = 2.0
+_LOOK_AT_LEAST_EVERY_S = 15.0
 _SHOWN_WITHIN_S = 10.0
 # How long a provider may show the state that a machine had before we started it.
 _STALE_S = 30.0
@@ -111,6 +112,35 @@ def wait_until_reached(
             machine = wait_until_running(provider, machine, clock=clock, tell=tell, may_start=False)
             looked_at = clock.monotonic()
     raise MachineUnreachable(f"{machine.name} runs, but its ssh did not answer: {problem}", next_step="gpuops status")
+
+
+def wait_until_back(provider: Provider, machine: Machine, *, clock: Clock, tell: Tell) -> Machine:
+    """Until a machine whose line was lost runs, at whatever address it has then; it may have been stopped meanwhile.
+
+    For as long as it takes: it isn't started here, and where the vendor can't be reached, this computer may just have
+    woken. Raises `StateError` when the machine is gone.
+    """
+    told = ""
+    pause_s = _LOOK_EVERY_S
+    while True:
+        try:
+            machine = seen_again(provider, machine, clock)
+            if machine.state is State.RUNNING and machine.ssh:
+                return machine
+            if not machine.state.exists:
+                raise StateError(
+                    f"{machine.name} is {machine.state.value}.",
+                    left_behind="Nothing runs and nothing bills.",
+                    next_step=f"gpuops up {machine.name}",
+                )
+            news = f"{machine.name} is {machine.state.value}, at {cost.per_hour(machine)}; waiting until it runs again"
+        except VendorUnreachable:
+            news = f"{machine.provider} can't be reached either; trying again"
+        if news != told:
+            tell(news)
+            told = news
+        clock.sleep(pause_s)
+        pause_s = min(_LOOK_AT_LEAST_EVERY_S, pause_s * 1.3)
 
 
 def stop(provider: Provider, machine: Machine, *, clock: Clock, may_be_starting: bool = False) -> Machine:

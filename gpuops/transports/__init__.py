@@ -12,6 +12,12 @@ from typing import BinaryIO, Protocol
 
 from gpuops.errors import RemoteCommandFailed
 from gpuops.machine import Address, Machine
+from gpuops.openssh import Access
+
+# Not where it is called: importing the module gives this package its name, which is to be the function's.
+from gpuops.transports.door import Door as Door
+
+_DIRECT = Access()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +92,20 @@ class Transport(Protocol):
         """Replace a file atomically; folders above it are made. Raises `DiskFull`."""
         ...
 
-    def forward(self, remote_port: int, local_port: int = 0) -> AbstractContextManager[int]:
-        """Make the machine's 127.0.0.1:`remote_port` reachable here; gives the local port (0 picks a free one)."""
+    def forward(self, door: Door, remote_port: int) -> AbstractContextManager[None]:
+        """Lead the callers of a door to the machine's 127.0.0.1:`remote_port` until left, or until the line is dead.
+
+        Then the connections through this line are closed, and the door's callers wait for the next line. Where nobody
+        listens on that port, a caller's connection is closed at once. Leaving never waits for the machine.
+        """
         ...
 
     def alive(self) -> bool:
-        """True while the line is up."""
+        """False once the line is known to be dead. A network that goes away doesn't say so: see `answers`."""
+        ...
+
+    def answers(self, timeout_s: float) -> bool:
+        """True when the machine answers a question on this line within the time."""
         ...
 
 
@@ -106,11 +120,27 @@ def shown(argv: Sequence[str]) -> str:
     return line if len(line) <= 200 else f"{line[:199]}…"
 
 
-def open(machine: Machine, *, identity_file: Path, connect_timeout_s: float = 10.0) -> Transport:
-    """A line to this machine, by its known host key. Raises `MachineUnreachable`, `HostKeyChanged`, `KeyRefused`."""
+def open(
+    machine: Machine, *, identity_file: Path, access: Access = _DIRECT, connect_timeout_s: float = 10.0
+) -> Transport:
+    """A line to this machine, by its known host key, as the person's ssh config has it (`access`).
+
+    Raises `MachineUnreachable`, `HostKeyChanged`, `KeyRefused`.
+    """
     from gpuops.transports.ssh import SshTransport
 
-    return SshTransport.connect(machine, identity_file=identity_file, connect_timeout_s=connect_timeout_s)
+    return SshTransport.connect(
+        machine, identity_file=identity_file, access=access, connect_timeout_s=connect_timeout_s
+    )
+
+
+def door(port: int, *, or_next: bool = False, patience_s: float = 10.0) -> Door:
+    """A port on this computer's 127.0.0.1, held until closed; port 0 is any free one. `Transport.forward` leads it on.
+
+    Raises `PortInUse`; with `or_next`, the next one that is free will do. Callers that come while there is no line wait
+    for one, up to `patience_s`, and are then turned away.
+    """
+    return Door(port, or_next=or_next, patience_s=patience_s)
 
 
 def shown_host_key(address: Address, *, connect_timeout_s: float = 10.0) -> str:

@@ -8,14 +8,20 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from pathlib import Path
 
 import paramiko
+from paramiko.agent import AgentKey
+from paramiko.auth_handler import AuthHandler
 from paramiko.pkey import UnknownKeyType
 from paramiko.ssh_exception import IncompatiblePeer
 
 from gpuops.errors import ConnectionFailed, HostKeyChanged, KeyRefused, MachineUnreachable
 from gpuops.machine import Address, Machine
+from gpuops.openssh import Access
+from gpuops.transports.client_keys import AgentFailed, ClientKeys
+from gpuops.transports.proxy import Proxy
 
 _KEEPALIVE_S = 20
 _LINE_LOST_S = 60
@@ -26,7 +32,9 @@ WINDOW_BYTES = 8 * 2**20
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
-def shake_hands(machine: Machine, *, identity_file: Path, connect_timeout_s: float) -> paramiko.Transport:
+def shake_hands(
+    machine: Machine, *, identity_file: Path, access: Access, connect_timeout_s: float
+) -> paramiko.Transport:
     """An authenticated line to the machine, which has shown the host key that we know it by, or is to have next.
 
     Raises `MachineUnreachable` (worth another try while it boots), `HostKeyChanged`, `KeyRefused`, `ConnectionFailed`.
@@ -35,21 +43,20 @@ def shake_hands(machine: Machine, *, identity_file: Path, connect_timeout_s: flo
         raise MachineUnreachable(
             f"{machine.name} has no address: it is {machine.state.value}.", next_step="Start it: gpuops up"
         )
-    if machine.ssh.jump is not None:
+    if machine.ssh.jump is not None and not access.proxy:
         raise ConnectionFailed(
-            f"{machine.name} is behind {machine.ssh.jump}, and gpuops can't go through another machine.",
-            next_step="Make it reachable from here: "
-            f"ssh -fNL 2222:{machine.ssh.host}:{machine.ssh.port} {machine.ssh.jump}",
+            f"{machine.name} is behind {machine.ssh.jump}, and this computer has no ssh program to go through it.",
+            next_step="Install OpenSSH's client (Debian and Ubuntu: apt install openssh-client).",
         )
     known_keys = _known_host_keys(machine)
-    client_key = _client_key(identity_file)
-    line = _secure_line(machine, machine.ssh, known_keys, connect_timeout_s)
-    try:
-        _compare_host_keys(machine, known_keys, line.get_remote_server_key())
-        _log_in(line, machine, machine.ssh, client_key, identity_file, connect_timeout_s)
-    except BaseException:
-        line.close()
-        raise
+    with ClientKeys(identity_file, access, timeout_s=connect_timeout_s) as client_keys:
+        line = _secure_line(machine, machine.ssh, access, known_keys, connect_timeout_s)
+        try:
+            _compare_host_keys(machine, known_keys, line.get_remote_server_key())
+            _log_in(line, machine, machine.ssh, client_keys, identity_file, connect_timeout_s)
+        except BaseException:
+            line.close()
+            raise
     line.set_keepalive(_KEEPALIVE_S)
     return line
 
@@ -58,9 +65,9 @@ def shown_host_key(address: Address, *, connect_timeout_s: float) -> str:
     """The public line of the host key that is shown there; nobody logs in. Raises `MachineUnreachable`."""
     try:
         try:
-            line = _negotiate(address, ("ssh-ed25519",), connect_timeout_s)
+            line = _negotiate(address, Access(), ("ssh-ed25519",), connect_timeout_s)
         except IncompatiblePeer:
-            line = _negotiate(address, None, connect_timeout_s)
+            line = _negotiate(address, Access(), None, connect_timeout_s)
     except (EOFError, OSError, paramiko.SSHException) as error:
         raise MachineUnreachable(
             f"{address.host}:{address.port} shows no host key: {str(error) or 'it hung up'}.",
@@ -103,19 +110,8 @@ def _host_key(machine: Machine, public_line: str) -> paramiko.PKey:
         ) from error
 
 
-def _client_key(identity_file: Path) -> paramiko.PKey:
-    try:
-        return paramiko.PKey.from_path(identity_file)
-    # TypeError is how `cryptography` says that the key has a passphrase.
-    except (OSError, ValueError, TypeError, paramiko.SSHException, UnknownKeyType) as error:
-        raise ConnectionFailed(
-            f"The private key {identity_file} can't be used: {error}.",
-            next_step=f"See what is wrong with it: ssh-keygen -y -f {identity_file}",
-        ) from error
-
-
 def _secure_line(
-    machine: Machine, address: Address, known_keys: list[paramiko.PKey], timeout_s: float
+    machine: Machine, address: Address, access: Access, known_keys: list[paramiko.PKey], timeout_s: float
 ) -> paramiko.Transport:
     """An encrypted line, nobody logged in yet. A server with several host keys shows one of the known types."""
     where = f"{machine.name} ({address.host}:{address.port})"
@@ -124,10 +120,10 @@ def _secure_line(
         key_types += ("rsa-sha2-512", "rsa-sha2-256") if name == "ssh-rsa" else (name,)
     try:
         try:
-            return _negotiate(address, key_types, timeout_s)
+            return _negotiate(address, access, key_types, timeout_s)
         except IncompatiblePeer:
             # It has no key of that type (any more); the person has to see which one it has.
-            return _negotiate(address, None, timeout_s)
+            return _negotiate(address, access, None, timeout_s)
     except IncompatiblePeer as error:
         raise ConnectionFailed(
             f"{where} and this computer have no way of encrypting in common: {error}.",
@@ -142,10 +138,11 @@ def _secure_line(
         raise unreachable(machine, f"{where} answers, but does not speak ssh (yet): {reason}.") from error
 
 
-def _negotiate(address: Address, key_types: tuple[str, ...] | None, timeout_s: float) -> paramiko.Transport:
-    connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
+def _negotiate(
+    address: Address, access: Access, key_types: tuple[str, ...] | None, timeout_s: float
+) -> paramiko.Transport:
+    connection = _connected(address, access, timeout_s)
     try:
-        _tune(connection)
         line = paramiko.Transport(connection, default_window_size=WINDOW_BYTES)
     except BaseException:
         connection.close()
@@ -159,13 +156,37 @@ def _negotiate(address: Address, key_types: tuple[str, ...] | None, timeout_s: f
     ]
     if key_types is not None:
         algorithms.key_types = key_types
+    deadline = time.monotonic() + timeout_s
     try:
         line.start_client(timeout=timeout_s)
         line.get_remote_server_key()  # raises where the time ran out in the middle
+    except IncompatiblePeer:
+        line.close()
+        raise
+    except (EOFError, OSError, paramiko.SSHException) as error:
+        line.close()
+        connection.close()
+        if isinstance(connection, Proxy) and connection.complaint:
+            raise ConnectionError(f"the way there failed: {connection.complaint.rstrip('.')}") from error
+        if time.monotonic() >= deadline:
+            raise TimeoutError from error
+        raise
     except BaseException:
         line.close()
         raise
     return line
+
+
+def _connected(address: Address, access: Access, timeout_s: float) -> socket.socket:
+    if access.proxy:
+        return Proxy(access.proxy)
+    connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
+    try:
+        _tune(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _tune(connection: socket.socket) -> None:
@@ -197,25 +218,72 @@ def _log_in(
     line: paramiko.Transport,
     machine: Machine,
     address: Address,
-    key: paramiko.PKey,
+    keys: ClientKeys,
     identity_file: Path,
     timeout_s: float,
 ) -> None:
-    answered = threading.Event()
-    try:
-        line.auth_publickey(address.user, key, answered)
-    except (EOFError, OSError, paramiko.SSHException) as error:
-        raise unreachable(machine, f"{machine.name} hung up before the login.") from error
-    if not answered.wait(timeout_s):
-        raise unreachable(machine, f"{machine.name} did not answer the login within {timeout_s:g} s.")
-    if line.is_authenticated():
-        return
-    refusal = line.get_exception()
-    # While a machine boots, it hangs up after a good key too ("System is booting up"): no verdict on the key.
-    if not line.is_active():
-        raise unreachable(machine, f"{machine.name} hung up during the login.") from refusal
+    login = _Login(line)
+    refused = []
+    for file, key in keys:
+        answered = threading.Event()
+        try:
+            login.auth_publickey(address.user, key, answered)
+        except (EOFError, OSError, paramiko.SSHException) as error:
+            raise unreachable(machine, f"{machine.name} hung up before the login.") from error
+        in_time = answered.wait(timeout_s)
+        if not in_time or (login.unsigned and login.unsigned.was_slow):
+            agent = f", in which the ssh agent was to sign with {file}" if isinstance(key, AgentKey) else ""
+            raise unreachable(machine, f"The login to {machine.name} took over {timeout_s:g} s{agent}.")
+        if line.is_authenticated():
+            return
+        # While a machine boots, it hangs up after a good key too ("System is booting up"): no verdict on the key.
+        if not line.is_active():
+            raise unreachable(machine, f"{machine.name} hung up during the login.") from line.get_exception()
+        if login.unsigned:
+            keys.not_signed(file, login.unsigned)
+        else:
+            refused.append(f"{key.fingerprint} ({file})")
+    if not refused:
+        raise keys.unusable[0]
     raise KeyRefused(
-        f"{machine.name} does not accept {key.fingerprint} ({identity_file}) for the user {address.user!r}.",
+        " ".join(
+            [
+                f"{machine.name} does not accept {' or '.join(refused)} for the user {address.user!r}.",
+                *(error.what for error in keys.unusable),
+            ]
+        ),
         next_step="From a computer that gets in, add this one's key: "
         f"ssh-copy-id -f -i {identity_file}.pub -p {address.port} {address.user}@{address.host}",
-    ) from refusal
+    )
+
+
+class _Login(AuthHandler):
+    """Tries one key after the other. An agent that doesn't sign with one has `unsigned` say why.
+
+    paramiko's own asks for the login service anew with every key, at which asyncssh's server hangs up, and drops the
+    line where an agent doesn't sign.
+    """
+
+    def __init__(self, line: paramiko.Transport) -> None:
+        super().__init__(line)
+        line.auth_handler = self
+        self.unsigned: AgentFailed | None = None
+        self._is_served = False
+
+    def _request_auth(self) -> None:
+        self.unsigned = None
+        if self._is_served:
+            served = paramiko.Message()
+            served.add_string("ssh-userauth")
+            self._parse_service_accept(paramiko.Message(served.asbytes()))
+        else:
+            super()._request_auth()  # type: ignore[misc]  # the stubs leave out what is private
+
+    def _parse_service_accept(self, message: paramiko.Message) -> None:
+        self._is_served = True
+        try:
+            super()._parse_service_accept(message)  # type: ignore[misc]
+        except AgentFailed as error:
+            self.unsigned = error
+            assert self.auth_event
+            self.auth_event.set()

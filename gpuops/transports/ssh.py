@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import posixpath
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,10 +18,13 @@ import paramiko
 
 from gpuops.errors import DiskFull, RemoteFileMissing
 from gpuops.machine import Machine
+from gpuops.openssh import Access
 from gpuops.transports import Result, tunnel
 from gpuops.transports.command import Command
+from gpuops.transports.door import Door
 from gpuops.transports.handshake import shake_hands
 
+_DIRECT = Access()
 _MISSING = 3
 _READ = f'[ -e "$1" ] || exit {_MISSING}; exec tail -c "+$2" "$1"'
 # A broken line looks to `cat` like the end of the data, so the size decides whether the file is whole.
@@ -46,9 +51,11 @@ class SshTransport:
         self._line = line
 
     @classmethod
-    def connect(cls, machine: Machine, *, identity_file: Path, connect_timeout_s: float) -> SshTransport:
+    def connect(
+        cls, machine: Machine, *, identity_file: Path, access: Access = _DIRECT, connect_timeout_s: float
+    ) -> SshTransport:
         """Raises `MachineUnreachable` (worth another try while it boots), `HostKeyChanged`, `KeyRefused`."""
-        line = shake_hands(machine, identity_file=identity_file, connect_timeout_s=connect_timeout_s)
+        line = shake_hands(machine, identity_file=identity_file, access=access, connect_timeout_s=connect_timeout_s)
         return cls(machine, line)
 
     def __enter__(self) -> SshTransport:
@@ -64,6 +71,18 @@ class SshTransport:
 
     def alive(self) -> bool:
         return self._line.is_active()
+
+    def answers(self, timeout_s: float) -> bool:
+        answered = threading.Event()
+
+        def ask() -> None:
+            with contextlib.suppress(EOFError, OSError, paramiko.SSHException):
+                self._line.global_request("keepalive@openssh.com")
+                answered.set()
+
+        # On a line that takes nothing any more even asking has no end but the line's.
+        threading.Thread(target=ask, name="ssh-answers", daemon=True).start()
+        return answered.wait(timeout_s) and self._line.is_active()
 
     def run(
         self,
@@ -125,8 +144,8 @@ class SshTransport:
             )
         dataclasses.replace(result, argv=("write", path)).checked(self._machine.name)
 
-    def forward(self, remote_port: int, local_port: int = 0) -> AbstractContextManager[int]:
-        return tunnel.forward(self._line, remote_port, local_port)
+    def forward(self, door: Door, remote_port: int) -> AbstractContextManager[None]:
+        return tunnel.forward(self._line, door, remote_port)
 
     def _command(self, argv: Sequence[str], source: BinaryIO | None = None, timeout_s: float | None = None) -> Command:
         return Command(self._machine, self._line, argv, source=source, timeout_s=timeout_s)

@@ -1,139 +1,201 @@
-"""A port of the machine's, reachable on this computer and from nowhere else, for as long as the line lives."""
+"""The callers of a door, led over one line to a port of the machine's, for as long as the line lives."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import selectors
 import socket
+import struct
 import threading
 from collections.abc import Iterator
+from typing import Any, cast
 
 import paramiko
 
-from gpuops.errors import PortInUse
+from gpuops.transports.door import Caller, Door
 
-_HERE = "127.0.0.1"
-_CHUNK_BYTES = 256 * 1024
+_MACHINE = "127.0.0.1"
 _DIAL_TIMEOUT_S = 15.0
-# How soon a dead line is noticed; it then closes the listener instead of accepting what nobody will answer.
-_LINE_CHECK_S = 0.25
+_CHUNK_BYTES = 256 * 1024
+# What paramiko puts into one packet of 32 KiB; more at a time would only be cut and copied again.
+_PACKET_BYTES = 32 * 1024 - 64
+# While nothing passes: whether the caller's side is broken, and whether the line was left.
+_CHECK_EVERY_S = 1.0
+_RESET = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
+_CLOSE = bytes([97])  # SSH_MSG_CHANNEL_CLOSE, RFC 4254 section 9
+_ERRORS = (EOFError, OSError, paramiko.SSHException)
 
 
 @contextlib.contextmanager
-def forward(line: paramiko.Transport, remote_port: int, local_port: int = 0) -> Iterator[int]:
-    """Lead connections to a local port to the machine's 127.0.0.1:`remote_port`. Raises `PortInUse`.
+def forward(line: paramiko.Transport, door: Door, remote_port: int) -> Iterator[None]:
+    """Lead the door's callers to the machine's 127.0.0.1:`remote_port`, until left or until the line is dead.
 
-    Gives the local port. Leaving closes the port and every connection through it.
+    Then every connection through the line is closed, and the door's callers wait for the next.
     """
-    listener = _listen(local_port)
-    port: int = listener.getsockname()[1]
-    stop, stopped = socket.socketpair()
-    tunnel = _Tunnel(line, remote_port)
-    accepting = threading.Thread(target=tunnel.accept, args=(listener, stopped), name=f"tunnel-{port}", daemon=True)
-    accepting.start()
+    tunnel = _Tunnel(line, door, remote_port)
+    threading.Thread(target=_hurry, args=(line,), name="tunnel-hurry", daemon=True).start()
+    door.lead(tunnel.carry)
     try:
-        yield port
+        yield
     finally:
-        stop.close()
-        accepting.join()
+        door.stop_leading(tunnel.carry)
+        tunnel.leave()
 
 
-def _listen(port: int) -> socket.socket:
-    try:
-        return _bind(port)
-    except OSError as error:
-        if error.errno == errno.EACCES:
-            raise PortInUse(
-                f"Port {port} is reserved for the system's own services.",
-                next_step=f"Take another one: --port {_next_free_port(max(port + 1, 1024))}",
-            ) from error
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise PortInUse(
-            f"Port {port} is taken on this computer: by another tunnel, or by a Jupyter of its own.",
-            next_step=f"Take the next free one: --port {_next_free_port(port + 1)}. See who holds it: lsof -i :{port}",
-        ) from error
+def _hurry(line: paramiko.Transport) -> None:
+    """Have the line's first command run: only with it does OpenSSH's sshd set TCP_NODELAY (`do_exec_no_pty`).
 
-
-def _next_free_port(first: int) -> int:
-    for port in range(first, min(first + 200, 65536)):
-        with contextlib.suppress(OSError):
-            _bind(port).close()
-            return port
-    return 0
-
-
-def _bind(port: int) -> socket.socket:
-    listener = socket.socket()
-    try:
-        # A port whose last tunnel was closed a moment ago is free; one that somebody listens on is not.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((_HERE, port))
-        listener.listen(128)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+    Without, each small answer waits 40 ms for this side's delayed acknowledgement.
+    """
+    with contextlib.suppress(Exception), line.open_session(timeout=_DIAL_TIMEOUT_S) as session:
+        session.exec_command("true")
 
 
 class _Tunnel:
-    def __init__(self, line: paramiko.Transport, remote_port: int) -> None:
+    def __init__(self, line: paramiko.Transport, door: Door, remote_port: int) -> None:
         self._line = line
+        self._door = door
         self._remote_port = remote_port
-        self._channels: set[paramiko.Channel] = set()
-        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
+        self._left = False
 
-    def accept(self, listener: socket.socket, stopped: socket.socket) -> None:
-        """Until told to stop, or the line is dead: a thread for each connection. Then none of them stays open."""
-        with listener, stopped, selectors.DefaultSelector() as ready:
-            ready.register(listener, selectors.EVENT_READ)
-            ready.register(stopped, selectors.EVENT_READ)
-            while self._line.is_active():
-                sources = {key.fileobj for key, _ in ready.select(_LINE_CHECK_S)}
-                if stopped in sources:
-                    break
-                if listener in sources:
-                    with contextlib.suppress(OSError):  # the caller gave up while it queued
-                        connection, _ = listener.accept()
-                        threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-        self._closing.set()
-        for channel in tuple(self._channels):
-            channel.close()
+    def carry(self, caller: Caller) -> None:
+        """What it says to the machine, and what the machine says to it, until both have said everything."""
+        channel = self._dial(caller)
+        if channel is None:
+            return
+        connection = caller.connection
+        with self._lock:
+            came_too_late = self._left
+            if not came_too_late:
+                self._connections.add(connection)
+        if came_too_late:
+            self._door.wait(caller)
+            _close(channel)
+            return
+        try:
+            self._exchange(connection, channel)
+        finally:
+            with self._lock:
+                self._connections.discard(connection)
+            connection.close()
 
-    def _serve(self, connection: socket.socket) -> None:
-        # Where nobody listens on that port of the machine, or the line died, the caller sees its connection closed.
-        with connection, contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            caller = connection.getpeername()
-            with self._line.open_channel(
-                "direct-tcpip", (_HERE, self._remote_port), caller, timeout=_DIAL_TIMEOUT_S
-            ) as channel:
-                self._channels.add(channel)
-                try:
-                    if not self._closing.is_set():
-                        homeward = threading.Thread(target=_bring, args=(channel, connection), daemon=True)
-                        homeward.start()
-                        _send(connection, channel)
-                        homeward.join()
-                finally:
-                    self._channels.discard(channel)
+    def leave(self) -> None:
+        # To the machine it is for each connection's own threads to say so: a line may take nothing any more.
+        with self._lock:
+            self._left = True
+            for connection in self._connections:
+                _shut(connection, socket.SHUT_RDWR)
+
+    def _dial(self, caller: Caller) -> paramiko.Channel | None:
+        """None where that failed: the caller then waits for the next line, or is turned away if this one lives."""
+        port = (_MACHINE, self._remote_port)
+        try:
+            channel = self._line.open_channel("direct-tcpip", port, caller.address, timeout=_DIAL_TIMEOUT_S)
+        except Exception as error:  # paramiko raises here whatever killed the line
+            # What can't be written to is dead, although it may not say so yet.
+            is_dead = isinstance(error, EOFError | OSError) or not self._line.is_active()
+        else:
+            channel.transport = cast(paramiko.Transport, _InOrder(self._line))
+            return channel
+        if is_dead:
+            self._door.stop_leading(self.carry)
+            self._door.wait(caller)
+        else:  # nobody listens on that port, or nobody answers
+            caller.connection.close()
+        return None
+
+    def _exchange(self, connection: socket.socket, channel: paramiko.Channel) -> None:
+        channel.settimeout(_CHECK_EVERY_S)
+        sending = threading.Thread(target=_send, args=(connection, channel), name="tunnel-send", daemon=True)
+        sending.start()
+        with contextlib.suppress(*_ERRORS):
+            self._bring(channel, connection)
+            connection.shutdown(socket.SHUT_WR)
+            # The caller may still speak.
+            while sending.is_alive() and not channel.closed:
+                sending.join(_CHECK_EVERY_S)
+                self._check(connection)
+        # A channel that is closed altogether takes nothing any more either: the caller need not wait to find out.
+        _shut(connection, socket.SHUT_RDWR)
+        _close(channel)
+        # The descriptor isn't given back while the thread may read from it.
+        sending.join()
+
+    def _bring(self, channel: paramiko.Channel, connection: socket.socket) -> None:
+        """Until the machine has said everything."""
+        while True:
+            try:
+                data = channel.recv(_CHUNK_BYTES)
+            except TimeoutError:
+                self._check(connection)
+                continue
+            if not data:
+                return
+            connection.sendall(data)
+
+    def _check(self, connection: socket.socket) -> None:
+        """Raises `ConnectionAbortedError` where the line was left or the caller's side broke.
+
+        Reading wouldn't tell: after its end, a caller that has gone looks like one that merely listens.
+        """
+        if self._left or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise ConnectionAbortedError
+
+
+class _InOrder:
+    """The line as one of its channels sees it: the channel's close is the last that is sent on it.
+
+    The machine's close is answered by paramiko's own thread, while another thread may have data in hand for the channel
+    (paramiko issue 1115). If that came after the close, sshd would end the whole line: "data packet referred to
+    nonexistent channel". Nor may paramiko's thread wait to send: for a key exchange to end, it has to read.
+    """
+
+    def __init__(self, line: paramiko.Transport) -> None:
+        self._line: Any = line
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._line, name)
+
+    def _send_user_message(self, message: paramiko.Message) -> None:
+        if threading.current_thread() is self._line:
+            threading.Thread(target=self._send_later, args=(message,), name="tunnel-close", daemon=True).start()
+        else:
+            self._send(message)
+
+    def _send_later(self, message: paramiko.Message) -> None:
+        with contextlib.suppress(*_ERRORS):
+            self._send(message)
+
+    def _send(self, message: paramiko.Message) -> None:
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = message.asbytes()[:1] == _CLOSE
+                self._line._send_user_message(message)
 
 
 def _send(connection: socket.socket, channel: paramiko.Channel) -> None:
     """Until the caller has said everything; it may go on listening."""
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-        while data := connection.recv(_CHUNK_BYTES):
-            channel.sendall(data)
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+    try:
+        while data := connection.recv(_PACKET_BYTES):
+            while data:
+                with contextlib.suppress(TimeoutError):  # the machine takes nothing just now
+                    data = data[channel.send(data) :]
         channel.shutdown_write()
+    except _ERRORS:
+        # What it said is lost, so closing is to be a reset: who waits to say more might not notice a mere end for long.
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        _close(channel)
 
 
-def _bring(channel: paramiko.Channel, connection: socket.socket) -> None:
-    """Until the machine has said everything."""
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-        while data := channel.recv(_CHUNK_BYTES):
-            connection.sendall(data)
-    # A channel that is closed altogether takes no more requests either: then the caller need not wait to find out.
+def _shut(connection: socket.socket, how: int) -> None:
     with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR if channel.closed else socket.SHUT_WR)
+        connection.shutdown(how)
+
+
+def _close(channel: paramiko.Channel) -> None:
+    with contextlib.suppress(*_ERRORS):
+        channel.close()

@@ -6,7 +6,7 @@ import shutil
 import socket
 from collections.abc import Callable
 
-from gpuops import providers
+from gpuops import notebooks, openssh, providers
 from gpuops.errors import GpuopsError, SshConfigError
 from gpuops.machine import Finding
 from gpuops.settings import Settings
@@ -16,7 +16,6 @@ _PROGRAMS = {
     "ssh": "Without it, `gpuops ssh` and `ssh NAME` don't work. Debian and Ubuntu: apt install openssh-client",
     "rsync": "Without it, files travel as one stream, all of them each time. Debian and Ubuntu: apt install rsync",
 }
-_JUPYTER_PORT = 8888
 
 
 def doctor(settings: Settings, *, show: Callable[[Finding], None]) -> list[Finding]:
@@ -49,6 +48,7 @@ def policy(settings: Settings) -> str:
 def _ssh_config(settings: Settings) -> Finding:
     try:
         address_book(settings).check()
+        openssh.resolved(settings.ssh_config, settings.name)
     except SshConfigError as error:
         return Finding(name="ssh config", is_well=False, found=error.what, mend=error.next_step)
     return Finding(name="ssh config", is_well=True, found=str(settings.ssh_config))
@@ -58,12 +58,12 @@ def _port() -> Finding:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", _JUPYTER_PORT))
+            probe.bind(("127.0.0.1", notebooks.PORT))
         except OSError as error:
             return Finding(
-                name=f"port {_JUPYTER_PORT}",
+                name=f"port {notebooks.PORT}",
                 is_well=False,
                 found=f"taken here ({error.strerror})",
-                mend="A notebook's tunnel then needs another port: see what has it with `ss -ltnp`",
+                mend="`gpuops notebook` takes the next free one; `ssh NAME-jupyter` needs it: see who has it: ss -ltnp",
             )
-    return Finding(name=f"port {_JUPYTER_PORT}", is_well=True, found="free for a notebook's tunnel")
+    return Finding(name=f"port {notebooks.PORT}", is_well=True, found="free for a notebook's tunnel")

@@ -70,7 +70,12 @@ def line_by_present_key(session: Session, machine: Machine, *, connect_timeout_s
 
 
 def _line(session: Session, machine: Machine, *, connect_timeout_s: float = 10.0) -> Transport:
-    return transports.open(machine, identity_file=session.identity_file, connect_timeout_s=connect_timeout_s)
+    return transports.open(
+        machine,
+        identity_file=session.identity_file,
+        access=session.book.access(machine),
+        connect_timeout_s=connect_timeout_s,
+    )
 
 
 def _pins(machine: Machine) -> tuple[str | None, str | None]:

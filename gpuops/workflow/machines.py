@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from gpuops import lifecycle, providers, watch
 from gpuops.errors import GpuopsError, StateError, VendorUnreachable
 from gpuops.lifecycle import Clock, Tell
 from gpuops.machine import GpuType, Inventory, Machine, State
+from gpuops.openssh import Access
 from gpuops.settings import Settings
 from gpuops.workflow.limits import deadline_labelled
 from gpuops.workflow.session import REAL_CLOCK, Confirm, Session, address_book, ledger
@@ -64,20 +64,27 @@ def status(settings: Settings, *, show: Callable[[Inventory], None] = lambda _: 
     return inventory
 
 
-def reach(settings: Settings) -> tuple[Machine, Path]:
-    """The running machine, and the ssh config that reaches it. Raises `StateError` if it doesn't run."""
+def reach(settings: Settings) -> tuple[Machine, Access]:
+    """The running machine, and how OpenSSH's programs get to it. Raises `StateError` if it doesn't run."""
     session = Session.open(settings, lambda _: None, REAL_CLOCK)
-    machine = _running(session)
+    machine = running(session)
     with contextlib.suppress(VendorUnreachable):  # ssh may be open to this computer all the same
         session.admit(machine)
-    return machine, session.book.path
+    return machine, session.book.access(machine)
+
+
+def check_line(settings: Settings, machine: Machine) -> None:
+    """Raises what keeps ssh from this machine (`ConnectionFailed`); nothing where it can be reached."""
+    session = Session.open(settings, lambda _: None, REAL_CLOCK).about(machine.name)
+    with session.line(machine):
+        pass
 
 
 def extend(settings: Settings, hours: float, *, tell: Tell, clock: Clock = REAL_CLOCK) -> Machine:
     """The running machine, which stops by itself that much later than it would have. Raises `StateError`."""
     session = Session.open(settings, tell, clock)
     with session.locked():
-        machine = _running(session)
+        machine = running(session)
         session.admit(machine)
         with session.line(machine) as line:
             left = watch.left(line)
@@ -149,7 +156,8 @@ def is_overdue(machine: Machine, now: datetime) -> bool:
     return machine.state.bills and machine.deadline is not None and now > machine.deadline + _OVERDUE_AFTER
 
 
-def _running(session: Session) -> Machine:
+def running(session: Session) -> Machine:
+    """The machine that the session is about, with its address in the book. Raises `StateError` if it doesn't run."""
     machine = session.existing()
     session.book.update([machine])
     session.ledger.seen([machine], now=session.clock.now())

@@ -28,7 +28,12 @@ Confirm = Callable[[Plan], None]
 
 
 def address_book(settings: Settings) -> AddressBook:
-    return AddressBook(user_config=settings.ssh_config, keys=settings.keys, identity_file=settings.identity_file)
+    return AddressBook(
+        user_config=settings.ssh_config,
+        keys=settings.keys,
+        identity_file=settings.identity_file,
+        edits_user_config=not settings.no_ssh_config,
+    )
 
 
 def run_store(settings: Settings) -> RunStore:
@@ -99,7 +104,7 @@ class Session:
             raise
 
     def route(self, line: Transport, machine: Machine) -> Route:
-        return Route.find(line, host=machine.name, ssh_config=self.book.path)
+        return Route.find(line, host=machine.name, access=self.book.access(machine))
 
     def admit(self, machine: Machine) -> None:
         """Let this computer in from where it is now: it may have moved to another network."""
@@ -117,6 +122,7 @@ class Session:
         if admit:
             self.admit(machine)
         self.book.update([machine])
+        self.book.bring_in(machine)
         machine = lifecycle.wait_until_reached(
             self.provider,
             machine,

@@ -75,6 +75,7 @@ def adopt(
         machine = lifecycle.wait_until_shown(session.provider, machine, lambda seen: not seen.unusable, clock=clock)
         session.ledger.seen([machine], now=clock.now())
         session.book.update([machine])
+        session.book.bring_in(machine)
         return machine
 
 

@@ -16,9 +16,7 @@ import pytest
 
 from gpuops.errors import (
     MachineUnreachable,
-    NoSshProgram,
     NotConfirmed,
-    StateError,
     UnknownMachine,
     VendorUnreachable,
 )
@@ -52,7 +50,7 @@ def test_up_shows_the_plan_with_its_prices_and_says_how_to_get_in(the_cloud: Clo
     ran = computer.gpuops("up", "-y")
     said = ran.succeeded()
     assert f"{computer.name} runs: p2.xlarge in aws/{REGION}, $0.931/h." in said
-    assert f"ssh -F {computer.address_book} {computer.name}" in said
+    assert f"ssh -F {computer.ssh_config} {computer.name}" in said
     assert "It stops by itself at " in said
     for row in (
         "launch ",
@@ -299,22 +297,6 @@ def test_a_machine_that_there_is_not_is_answered_with_the_closest(computer: Comp
     assert "Next: gpuops up fast-ai" in nothing
     computer.has_machine()
     assert f"Did you mean '{computer.name}'?" in computer.gpuops("down", f"{computer.name}x").failed(UnknownMachine)
-
-
-@needs_ssh
-def test_ssh_runs_a_command_there_and_exits_as_it_did(computer: Computer) -> None:
-    computer.up()
-    ran = computer.gpuops("ssh", computer.name, "echo here; exit 7")
-    assert (ran.exit_code, ran.stdout, ran.stderr) == (7, "here\n", "")
-    computer.down()
-    said = computer.gpuops("ssh", computer.name, "true").failed(StateError)
-    assert f"{computer.name} is stopped." in said
-    assert f"Next: gpuops up {computer.name}" in said
-
-
-def test_ssh_without_an_ssh_program_says_how_to_get_one(computer: Computer) -> None:
-    said = computer.gpuops("ssh", computer.name, PATH="/nonexistent").failed(NoSshProgram)
-    assert "apt install openssh-client" in said
 
 
 def test_a_machine_that_ssh_does_not_reach_is_stopped_and_what_is_left_is_said(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -28,13 +28,14 @@ SSHD = Path("/usr/sbin/sshd")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Server:
-    """A running ssh server and what a test needs to know about it."""
+    """A running ssh server and what a test needs to know about it: it lets in each of `client_keys`, one of a type."""
 
     kind: str
     address: Address
     home: Path
     public_keys: dict[str, str]
     client_key: Path
+    client_keys: dict[str, Path]
     log: Path
 
     def machine(self, **changes: object) -> Machine:
@@ -70,37 +71,44 @@ def why_not(kind: str) -> str:
 
 
 @contextlib.contextmanager
-def serving(kind: str, folder: Path) -> Iterator[Server]:
+def serving(kind: str, folder: Path, *, address: Address | None = None, admits: Sequence[str] = ()) -> Iterator[Server]:
+    """At this address, or at one that is free; `admits` are public lines of further keys."""
     home = folder / "home"
     (home / "bin").mkdir(parents=True)
-    public_keys = {}
-    key_files = []
-    for key_type, (private_text, public_line) in _new_host_keys().items():
-        public_keys[key_type] = public_line
-        key_files.append(folder / f"host-{key_type}")
-        key_files[-1].touch(mode=0o600)
-        key_files[-1].write_text(private_text)
-    client_key = host_keys.client_key(folder / "client")
+    host_key_files, public_keys = _new_keys(folder / "host")
+    client_keys, admitted = _new_keys(folder / "client")
+    authorized = folder / "authorized_keys"
+    authorized.write_text("".join(f"{public_line}\n" for public_line in (*admitted.values(), *admits)))
     log = folder / "log"
-    address = _free_address()
+    address = address or _free_address()
     program = _asyncssh if kind == "asyncssh" else _openssh
-    argv = program(folder, address, home, key_files, client_key.with_name("id_ed25519.pub"))
+    argv = program(folder, address, home, list(host_key_files.values()), authorized)
     with log.open("wb") as log_file, subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log_file) as process:
         try:
             until(lambda: _accepts(address) or process.poll() is not None, "the server listens", within_s=15)
             assert process.poll() is None, log.read_text()
-            yield Server(kind=kind, address=address, home=home, public_keys=public_keys, client_key=client_key, log=log)
+            yield Server(
+                kind=kind,
+                address=address,
+                home=home,
+                public_keys=public_keys,
+                client_key=client_keys["ssh-ed25519"],
+                client_keys=client_keys,
+                log=log,
+            )
         finally:
             process.terminate()
 
 
 class Wire:
-    """A TCP relay in front of an address, which a test can cut."""
+    """A TCP relay in front of an address, which a test can cut, or hold: then nothing passes, and nobody is told."""
 
     def __init__(self, address: Address) -> None:
         self._target = (address.host, address.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._ends: list[socket.socket] = []
+        self._passes = threading.Event()
+        self._passes.set()
         self.address = dataclasses.replace(address, host="127.0.0.1", port=self._listener.getsockname()[1])
         threading.Thread(target=self._relay, daemon=True).start()
 
@@ -108,6 +116,13 @@ class Wire:
         for end in self._ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        self.let_go()
+
+    def hold(self) -> None:
+        self._passes.clear()
+
+    def let_go(self) -> None:
+        self._passes.set()
 
     def _relay(self) -> None:
         near, _ = self._listener.accept()
@@ -116,6 +131,7 @@ class Wire:
             self._ends += [near, far]
             while True:
                 for end in select.select([near, far], [], [])[0]:
+                    self._passes.wait()
                     try:
                         data = end.recv(65536)
                         (far if end is near else near).sendall(data)
@@ -138,16 +154,25 @@ def gone(pid: int) -> bool:
     return state.strip()[:1] in {"", "Z"}
 
 
-def _new_host_keys() -> dict[str, tuple[str, str]]:
+def _new_keys(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """A private key's file and its public line, of each type."""
+    folder.mkdir(parents=True)
     ed25519 = host_keys.generate()
-    keys = {"ssh-ed25519": (ed25519.private_text, ed25519.public_line)}
+    texts = [(ed25519.private_text, ed25519.public_line)]
     for key in (ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)):
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
         public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        keys[public.decode().split()[0]] = (private.decode(), public.decode())
-    return keys
+        texts.append((private.decode(), public.decode()))
+    files, public_lines = {}, {}
+    for private_text, public_line in texts:
+        key_type = public_line.split()[0]
+        files[key_type], public_lines[key_type] = folder / key_type, public_line
+        files[key_type].touch(mode=0o600)
+        files[key_type].write_text(private_text)
+        files[key_type].with_name(f"{key_type}.pub").write_text(f"{public_line}\n")
+    return files, public_lines
 
 
 def _free_address() -> Address:

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gpuops import host_keys, transports
+from gpuops import host_keys, openssh, transports
 from gpuops.errors import ConnectionFailed, HostKeyChanged, KeyRefused, MachineUnreachable
 from gpuops.machine import Machine
 from gpuops.transports.ssh import SshTransport
@@ -137,9 +137,19 @@ def test_a_machine_without_an_address_is_unreachable(server: Server) -> None:
         connect(server.machine(ssh=None), server.client_key)
 
 
-def test_a_machine_behind_another_is_refused_instead_of_called_directly(server: Server) -> None:
-    with pytest.raises(ConnectionFailed, match="behind bastion"):
-        connect(server.machine(ssh=dataclasses.replace(server.address, jump="bastion")), server.client_key)
+def test_without_an_ssh_program_a_machine_behind_another_is_refused_instead_of_called_directly(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = tmp_path / "config"
+    config.write_text("Host fastai\n  ProxyJump bastion\n")
+    machine = server.machine(ssh=dataclasses.replace(server.address, jump="bastion"))
+    logins = server.log.read_text().count("publickey")
+    with pytest.raises(ConnectionFailed, match=r"behind bastion.* no ssh program") as caught:
+        transports.open(machine, identity_file=server.client_key, access=openssh.access(config, "fastai"))
+    assert type(caught.value) is ConnectionFailed
+    assert "Install OpenSSH" in caught.value.next_step
+    assert server.log.read_text().count("publickey") == logins
 
 
 def test_a_broken_line_is_not_alive(fragile_line: SshTransport, wire: Wire) -> None:

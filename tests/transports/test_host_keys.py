@@ -75,6 +75,17 @@ def test_a_damaged_client_key_is_kept_and_named(tmp_path: Path) -> None:
     assert path.read_text() == "damaged"
 
 
+def test_the_public_half_of_a_key_with_a_passphrase_is_read_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-C", "me", "-f", path], check=True)
+    public = path.with_name("mine.pub")
+    assert f"{host_keys.public_key_line(path)} me\n" == public.read_text()
+    public.unlink()
+    with pytest.raises(BadData, match="has a passphrase") as caught:
+        host_keys.public_key_line(path)
+    assert f"ssh-keygen -y -f {path} >{public}" in caught.value.next_step
+
+
 def test_known_hosts_has_a_line_for_each_key_of_each_alias() -> None:
     first, second = host_keys.generate().public_line, host_keys.generate().public_line
     text = host_keys.known_hosts_text({"gpuops-b": [second, first], "gpuops-a": [first + " root@box\n"]})

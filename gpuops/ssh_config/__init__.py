@@ -1,6 +1,7 @@
-"""The address book: one file of ours with a Host block for each machine, and one Include line in the person's config.
+"""The address book: one file of ours with a Host block for each machine, brought in by the person's own ssh config.
 
-Our file is written whole; the person's is changed by that one line, once, and every other byte of it stays.
+Our file is written whole, at every look at the machines. The person's is changed when a machine is brought up, by one
+Include line and by the address in a block of theirs that bears the machine's name; every other byte of it stays.
 """
 
 from __future__ import annotations
@@ -8,17 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gpuops import durable, host_keys
+from gpuops import durable, host_keys, openssh
 from gpuops.errors import SshConfigError
 from gpuops.machine import Inventory, Machine, State
+from gpuops.openssh import Access
 from gpuops.render import render
+from gpuops.ssh_config.user_config import UserConfig, read, unwritable_folder
 
 FILE_NAME = "gpuops.config"
 _HEADER = "# Written by gpuops, and written anew at every start and stop: changes made here are lost.\n"
+# What can stand in a config unquoted, and means itself there.
+_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]*")
+# What no file name in an ssh config can have: it would end it or be expanded, or isn't text.
+_UNHEARD_OF = re.compile(r'["\r\n\ud800-\udfff]|\$\{')
 _BLOCK = re.compile(
     r"^# gpuops machine (?P<name>\S+) (?P<place>\S+) (?P<id>\S+): .*\n(?:(?!# gpuops machine ).*\n?)*", re.M
 )
@@ -27,35 +33,42 @@ _BLOCK = re.compile(
 class AddressBook:
     """`user_config` is the person's own ssh config; ours lies beside it. `keys` holds our key and known hosts.
 
-    `identity_file` is the private key to come with, where it isn't ours. Commands write one after the other, and wait
-    `wait_s` for each other at most.
+    `identity_file` is the private key to come with, where it isn't ours. With `edits_user_config` False the person's
+    config is neither read nor written. Commands write one after the other; they wait `wait_s` for each other at most,
+    and as long for OpenSSH to read a config.
     """
 
     def __init__(
-        self, *, user_config: Path, keys: Path, identity_file: Path | None = None, wait_s: float = 10.0
+        self,
+        *,
+        user_config: Path,
+        keys: Path,
+        identity_file: Path | None = None,
+        edits_user_config: bool = True,
+        wait_s: float = 10.0,
     ) -> None:
         self._identity_file = identity_file or keys / "id_ed25519"
-        self._user_config = user_config
         self.path = user_config.parent / FILE_NAME
+        self._user_config = UserConfig(user_config, ours=self.path, wait_s=wait_s)
+        self._edits_user_config = edits_user_config
         self._keys = keys
         self._known_hosts = keys / "known_hosts"
         self._lock = keys / "ssh-config.lock"
         self._wait_s = wait_s
+        self._access: dict[str, Access] = {}
 
     def check(self) -> None:
         """Raises `SshConfigError` if it couldn't be kept: asked before anything that costs money is done."""
         for value in (self.path, self._keys, self._identity_file):
-            if set(str(value)) & set('"\n'):
+            if _UNHEARD_OF.search(str(value)):
                 raise SshConfigError(f"{str(value)!r} has a character that an ssh config can't hold.")
-        self._read(self.path)
-        if self._include() in self._read(self._user_config).splitlines():
-            return
-        target = Path(os.path.realpath(self._user_config))
-        blocked = target if target.exists() and not os.access(target, os.W_OK) else _unwritable_folder(target.parent)
-        if blocked:
+        read(self.path)
+        if self._edits_user_config:
+            read(self._user_config.path)
+        if blocked := unwritable_folder(self.path.parent):
             raise SshConfigError(
                 f"{blocked} can't be written to, so `ssh NAME` could not be made to work.",
-                next_step=f"Make it writable, or put this line at its top yourself: {self._include().decode()}",
+                next_step=f"Make it writable: chmod u+rwx {blocked}",
             )
 
     def update(self, machines: Iterable[Machine]) -> None:
@@ -95,22 +108,51 @@ class AddressBook:
                     blocks[machine.name] = self._block(machine)
             self._write(blocks, pins)
 
+    def bring_in(self, machine: Machine) -> None:
+        """Have the person's ssh lead to this running machine, as far as that is ours to do: `left_to_do` says the rest.
+
+        Where OpenSSH would refuse the result, nothing is changed.
+        """
+        if self._edits_user_config and machine.ssh:
+            with self._locked():
+                self._user_config.bring_in(machine.name, _checked(machine, machine.ssh.host))
+                self._access.clear()
+
+    def left_to_do(self, machine: Machine) -> tuple[str, ...]:
+        """What the person has to do themselves before their own ssh leads to this running machine; mostly nothing."""
+        if not self._edits_user_config or not machine.ssh:
+            return ()
+        return self._user_config.left_to_do(machine.name, machine.ssh.host)
+
+    def access(self, machine: Machine) -> Access:
+        """How OpenSSH gets to this machine: by the person's config where that leads there, else by ours alone.
+
+        Where it can't be asked, that is no reason not to get there ourselves.
+        """
+        if machine.name not in self._access:
+            if f" {machine.id}: " not in self._blocks().get(machine.name, "").partition("\n")[0]:
+                self.update([machine])
+            theirs = self._edits_user_config and self._user_config.leads_to(machine.name)
+            config = self._user_config.path if theirs else self.path
+            try:
+                self._access[machine.name] = openssh.access(config, machine.name)
+            except SshConfigError:
+                self._access[machine.name] = Access(config=config)
+        return self._access[machine.name]
+
     def remove_everything(self) -> None:
         """Take our line out of the person's config, and delete our own files."""
         with self._locked():
             try:
-                before = self._read(self._user_config)
-                lines = before.splitlines(keepends=True)
-                rest = b"".join(line for line in lines if line.rstrip(b"\r\n") != self._include())
-                if rest != before:
-                    self._replace_user_config(rest)
+                self._user_config.leave_out()
                 durable.remove(self.path)
                 durable.remove(self._known_hosts)
             except OSError as error:
+                line = os.fsdecode(self._user_config.include)
                 raise SshConfigError(
                     f"The ssh config can't be cleaned: {error}.",
                     left_behind="What is left of it harms nothing.",
-                    next_step=f"Delete this line of {self._user_config} yourself: {self._include().decode()}",
+                    next_step=f"Delete this line of {self._user_config.path} yourself: {line}",
                 ) from error
             durable.remove(self._lock)
         with contextlib.suppress(OSError):  # our key is still in it
@@ -145,16 +187,21 @@ class AddressBook:
     def _write(self, blocks: dict[str, str], pins: dict[str, tuple[str, ...]]) -> None:
         text = _HEADER + "".join("\n" + blocks[name].rstrip("\n") + "\n" for name in sorted(blocks))
         try:
-            if (known := host_keys.known_hosts_text(pins).encode()) != self._read(self._known_hosts):
+            if (known := host_keys.known_hosts_text(pins).encode()) != read(self._known_hosts):
                 durable.write(self._known_hosts, known)
             if text != self._text():
-                durable.write(self.path, text.encode())
-            self._ensure_included()
+                durable.write(self.path, text.encode(), mode=self._mode())
+                self._access.clear()
         except OSError as error:
             raise SshConfigError(
                 f"The ssh config can't be written: {error}.",
                 next_step=f"`ssh -F {self.path} NAME` works as soon as that file can be written.",
             ) from error
+
+    def _mode(self) -> int:
+        """Where root is at a person's: an Include of a file that they can't read would end every ssh of theirs."""
+        folder = self.path.parent
+        return 0o600 if not folder.exists() or folder.stat().st_uid == os.geteuid() else 0o644
 
     def _block(self, machine: Machine) -> str:
         address = machine.ssh
@@ -163,66 +210,38 @@ class AddressBook:
         return render(
             "ssh-host.j2",
             machine=machine,
-            host=host,
+            host=_checked(machine, host),
             user=address.user if address else machine.tags.get("gpuops:user", "ubuntu"),
             port=address.port if address else 22,
+            jump=address.jump if address else None,
             identity_file=_percent(self._identity_file),
             known_hosts=_percent(self._known_hosts),
         )
-
-    def _ensure_included(self) -> None:
-        """Put our Include line at the top: an Include further down would stand under the Host block above it."""
-        before = self._read(self._user_config)
-        if self._include() in before.splitlines():
-            return
-        newline = b"\r\n" if before.split(b"\n", 1)[0].endswith(b"\r") else b"\n"
-        self._replace_user_config(self._include() + newline + before)
-
-    def _replace_user_config(self, data: bytes) -> None:
-        target = Path(os.path.realpath(self._user_config))  # a symlink (dotfiles) stays one
-        owner = target.stat() if target.exists() else None
-        mode = stat.S_IMODE(owner.st_mode) if owner else 0o600
-        durable.write(target, data, mode=mode)
-        if owner and (owner.st_uid, owner.st_gid) != (target.stat().st_uid, target.stat().st_gid):
-            os.chown(target, owner.st_uid, owner.st_gid)
-
-    def _include(self) -> bytes:
-        # Absolute, as OpenSSH reads "~" from the account and not from $HOME.
-        return f'Include "{self.path.absolute()}"'.encode()
 
     def _blocks(self) -> dict[str, str]:
         return {match["name"]: match[0] for match in _BLOCK.finditer(self._text())}
 
     def _pins(self) -> dict[str, tuple[str, ...]]:
         pins: dict[str, tuple[str, ...]] = {}
-        for line in self._read(self._known_hosts).decode(errors="replace").splitlines():
+        for line in read(self._known_hosts).decode(errors="replace").splitlines():
             alias, _, key = line.partition(" ")
             if host_keys.is_key(key):
                 pins[alias] = (*pins.get(alias, ()), key)
         return pins
 
     def _text(self) -> str:
-        return self._read(self.path).decode(errors="replace")
+        return read(self.path).decode(errors="replace")
 
-    def _read(self, path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            mend = f"Mend its permissions: chmod u+rw {path}" if path.is_file() else f"A file has to be there: {path}"
-            raise SshConfigError(f"{path} can't be read: {error.strerror}.", next_step=mend) from error
+
+def _checked(machine: Machine, host: str) -> str:
+    if not _ADDRESS.fullmatch(host):
+        raise SshConfigError(f"{machine.provider} says that {machine.name} is at {host!r}, which is no address.")
+    return host
 
 
 def _host_keys(machine: Machine) -> tuple[str, ...]:
     """All that it may show: two, while its host key is being replaced."""
     return tuple(key for key in (machine.host_key, machine.next_host_key) if key)
-
-
-def _unwritable_folder(folder: Path) -> Path | None:
-    while not folder.exists():
-        folder = folder.parent
-    return None if os.access(folder, os.W_OK | os.X_OK) else folder
 
 
 def _percent(path: Path) -> str:
