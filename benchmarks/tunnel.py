@@ -3,7 +3,8 @@
     python benchmarks/tunnel.py [--requests 200] [--bulk-mb 1000]
 
 The server is OpenSSH's sshd on this computer. Every tunnel, and the web server behind it, is a process of its own; the
-requests, each a new connection, go to all of them in turn, so that whatever else the computer is doing meets them all.
+requests, each a new connection, go to all of them by turns, in a random order each time, so that whatever else the
+computer is doing, what is left of the request before included, meets them all.
 The untuned tunnel is paramiko's as its documentation has it, with no socket option set. Prints JSON, with hardware and
 versions.
 """
@@ -17,6 +18,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import socket
 import statistics
 import subprocess
@@ -83,10 +85,11 @@ def main() -> None:
 
 def _small_requests(ports: Mapping[str, int], requests: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in ports}
+    shuffle = random.Random(1).sample
     for number in range(_WARM_UP_REQUESTS + requests):
-        for name, port in ports.items():
+        for name in shuffle(list(ports), len(ports)):
             began = time.perf_counter()
-            _get(port, f"/{number}")
+            _get(ports[name], f"/{number}")
             if number >= _WARM_UP_REQUESTS:
                 seconds[name].append(time.perf_counter() - began)
     return seconds

@@ -246,5 +246,6 @@ UNSAFE = {
     "an escaped name": (b"Host fast\\-ai fast-ai\n  HostName 52.1.2.3\n", 2),
     "a name in single quotes": (b"Host 'fast-ai'\n  HostName 52.1.2.3\n", 2),
     "an address in single quotes": (b"Host fast-ai\n  HostName '52.1.2.3'\n", 2),
+    "a name before an equals sign": (b"Host fast-ai=x fast-ai\n  HostName 52.1.2.3\n", 2),
     "a name with a carriage return in the middle": (b"Host fast-ai\rwork fast-ai\n  HostName 52.1.2.3\n", 2),
 }

@@ -14,8 +14,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 # As strdelim() of OpenSSH's readconf.c cuts off a keyword; where a quote isn't closed, it ignores the line.
 _KEYWORD = re.compile(rb'(?P<plain>[^ \t\r"=]*)(?:"(?P<quoted>[^"]*)"[ \t\r]*|(?=[ \t\r=]|$)[ \t\r]*=?[ \t\r]*)')
-# Only what its argv_split(), and strdelim() before OpenSSH 8.7, read alike: no backslash, no single quote.
-_WORD = re.compile(rb'[ \t]*(?:(?P<comment>#)|(?:"(?P<quoted>[^"\\]*)"|(?P<plain>[^ \t\r\f"\'\\]+))(?=[ \t]|$))')
+# Only what its argv_split(), and strdelim() before OpenSSH 8.7, read alike: no backslash, equals sign or single quote.
+_WORD = re.compile(rb'[ \t]*(?:(?P<comment>#)|(?:"(?P<quoted>[^"\\]*)"|(?P<plain>[^ \t\r\f="\'\\]+))(?=[ \t]|$))')
 _HOSTS = re.compile(rb'(?<![^ \t"])(?:original)?host[ \t\r=]+"?(?P<patterns>[^ \t\r"]+)', re.I)
 
 
