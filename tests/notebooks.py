@@ -51,6 +51,12 @@ class Notebook:
             return "version" in self.api("")
         return False
 
+    def kernels(self) -> list[tuple[str, int]]:
+        """Of each its state, and how many pages it has. While one starts, Jupyter may answer with an error of its own."""
+        with contextlib.suppress(OSError):
+            return [(kernel["execution_state"], kernel["connections"]) for kernel in self.api("kernels")]
+        return []
+
     def said(self, words: str) -> bool:
         return words in self.log.read_text()
 

@@ -85,8 +85,5 @@ def open_notebook(page: Any, there: Notebook) -> None:
     page.get(there.url.replace("/?", "/notebooks/lesson1.ipynb?").replace("/tree?", "/notebooks/lesson1.ipynb?"))
     until(lambda: page.find_elements(By.CSS_SELECTOR, f"{_CELL} .cm-content"), "the notebook's cell is there")
     # The page says that its kernel is idle before it has one.
-    ready = ("idle", 1)
-    until(
-        lambda: [(k["execution_state"], k["connections"]) for k in there.api("kernels")] == [ready], "it has a kernel"
-    )
+    until(lambda: there.kernels() == [("idle", 1)], "it has a kernel")
     until(lambda: kernel_is(page, "idle"), "its kernel is idle")

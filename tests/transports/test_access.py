@@ -594,6 +594,7 @@ def false_agent(path: Path, says: bytes, *, hangs_up: bool = False) -> Iterator[
             with contextlib.suppress(OSError):
                 while True:
                     caller = callers.enter_context(listener.accept()[0])
+                    caller.recv(4096)  # one that hangs up before it is asked is no agent at all
                     caller.sendall(says)
                     if hangs_up:
                         caller.close()
