@@ -52,7 +52,7 @@ class Notebook:
         return False
 
     def kernels(self) -> list[tuple[str, int]]:
-        """Of each its state, and how many pages it has. While one starts, Jupyter may answer with an error of its own."""
+        """Of each its state, and how many pages it has. While one starts, Jupyter may answer with an error."""
         with contextlib.suppress(OSError):
             return [(kernel["execution_state"], kernel["connections"]) for kernel in self.api("kernels")]
         return []
