@@ -231,6 +231,8 @@ Host tunnel fast-ai
 UNSAFE = {
     "under a Match host": (b"Match host fast-ai\n  HostName 52.1.2.3\n", 2),
     "under a Match originalhost among others": (b'Match user me originalhost "work,fast-ai"\nHostName a\n', 2),
+    "under a Match with an equals sign behind it": (b"Match host fast-ai=\n  HostName 52.1.2.3\n", 2),
+    "under a Match in quotes": (b'Match "originalhost" "fast-ai"\n  HostName 52.1.2.3\n', 2),
     "under a Match with an equals sign": (b"Match host=fast-ai\n  HostName 52.1.2.3\n", 2),
     "twice": (b"Host fast-ai\n HostName 52.1.2.3\nHost work\n\nHost fast-ai\n HostName 52.1.2.4\n", 2),
     "twice, once under a Match": (b"Host fast-ai\n HostName 52.1.2.3\nMatch host fast-ai\n HostName a\n", 2),

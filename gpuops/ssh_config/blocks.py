@@ -16,7 +16,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KEYWORD = re.compile(rb'(?P<plain>[^ \t\r"=]*)(?:"(?P<quoted>[^"]*)"[ \t\r]*|(?=[ \t\r=]|$)[ \t\r]*=?[ \t\r]*)')
 # Only what its argv_split(), and strdelim() before OpenSSH 8.7, read alike: no backslash, equals sign or single quote.
 _WORD = re.compile(rb'[ \t]*(?:(?P<comment>#)|(?:"(?P<quoted>[^"\\]*)"|(?P<plain>[^ \t\r\f="\'\\]+))(?=[ \t]|$))')
-_HOSTS = re.compile(rb'(?<![^ \t"])(?:original)?host[ \t\r=]+"?(?P<patterns>[^ \t\r"]+)', re.I)
+# In a Match without its quotes; versions differ on them, and on what "=" separates.
+_HOSTS = re.compile(rb"(?<![^ \t\r=])(?:original)?host[ \t\r=]+(?P<patterns>[^ \t\r=]+)", re.I)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,8 @@ def _obstacle(blocks: list[_Block]) -> str:
 
 def _names(head: _Line, name: bytes) -> bool:
     if head.keyword == b"match":
-        return any(name in found["patterns"].split(b",") for found in _HOSTS.finditer(head.rest))
+        criteria = head.rest.translate(None, b"\"'\\")
+        return any(name in found["patterns"].split(b",") for found in _HOSTS.finditer(criteria))
     return name in head.rest if head.words is None else name in [word.value for word in head.words]
 
 
