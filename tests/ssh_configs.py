@@ -246,6 +246,7 @@ UNSAFE = {
     "a keyword with a quoted part": (b'Host fast-ai\nHost"Name" 52.1.2.3\n', 2),
     "two addresses": (b"Host fast-ai\n  User me\n  HostName 52.1.2.3\n  HostName 52.1.2.4\n", 3),
     "an escaped name": (b"Host fast\\-ai fast-ai\n  HostName 52.1.2.3\n", 2),
+    "a name with quotes inside": (b'Host "f"ast-ai\n  HostName 52.1.2.3\n', 2),
     "a name in single quotes": (b"Host 'fast-ai'\n  HostName 52.1.2.3\n", 2),
     "an address in single quotes": (b"Host fast-ai\n  HostName '52.1.2.3'\n", 2),
     "a name before an equals sign": (b"Host fast-ai=x fast-ai\n  HostName 52.1.2.3\n", 2),

@@ -126,7 +126,9 @@ def _names(head: _Line, name: bytes) -> bool:
     if head.keyword == b"match":
         criteria = head.rest.translate(None, b"\"'\\")
         return any(name in found["patterns"].split(b",") for found in _HOSTS.finditer(criteria))
-    return name in head.rest if head.words is None else name in [word.value for word in head.words]
+    if head.words is None:  # quotes may stand inside a word; what an escape yields is never part of a name
+        return name in head.rest.translate(None, b"\"'")
+    return name in [word.value for word in head.words]
 
 
 def _blocks(text: bytes) -> Iterator[_Block]:
