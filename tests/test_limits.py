@@ -67,7 +67,8 @@ def test_a_stopped_machine_is_started_with_the_limits_of_this_command(computer: 
 def test_a_running_machine_is_stopped_sooner_by_a_limit_and_never_later(computer: Computer) -> None:
     machine = computer.up(types="g4dn.xlarge", max_hours="2")
     computer.up(max_hours="5")
-    assert left(computer, machine).deadline_s < 7200
+    # Whole seconds: the same one may still be running.
+    assert left(computer, machine).deadline_s <= 7200
     computer.up(max_hours="1")
     assert left(computer, machine).deadline_s == pytest.approx(3600, abs=60)
     computer.up()
