@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import trainer
-from trainer import recipe, schedules
+from trainer import describe, recipe
 from trainer.errors import Stopped, TrainerError
 
 
@@ -41,21 +42,24 @@ def _fit(arguments: argparse.Namespace) -> None:
     if place.torch_name == "cpu":
         print("training on the CPU, as --allow-cpu says", flush=True)
 
-    from trainer.fit import fit
+    from trainer.fit import Options, fit
+    from trainer.store import default_cache
 
-    # One core is left to the network: on two, threads that fight over them took twice as long (digits, 2 cores).
-    workers = arguments.workers if arguments.workers is not None else min(max(device.usable_cores() - 1, 1), 8)
     with _stop_signals() as check_stop:
-        fit(
-            chosen,
+        options = Options(
             source=arguments.data,
             out=arguments.out,
             device=place,
-            workers=workers,
+            workers=_workers(arguments.workers),
+            cache=arguments.cache or default_cache(),
             strict=arguments.strict,
             resume=arguments.resume,
+            exact=arguments.exact,
+            given_metrics=arguments.metric,
+            checkpoint_every_s=arguments.checkpoint_every,
             check_stop=check_stop,
         )
+        fit(chosen, options)
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
@@ -64,20 +68,49 @@ def _recipes(arguments: argparse.Namespace) -> None:
 
 
 def _describe(arguments: argparse.Namespace) -> None:
+    for line in describe.lines(recipe.load(arguments.recipe, arguments.set), arguments.images):
+        print(line)
+
+
+def _summary(arguments: argparse.Namespace) -> None:
     chosen = recipe.load(arguments.recipe, arguments.set)
-    pretrained = "ImageNet weights" if chosen.pretrained is True else chosen.pretrained or "random weights"
-    print(f"{chosen.name}: {chosen.about}")
-    print(f"{chosen.arch}, {pretrained}, {chosen.total_epochs} epochs, seed {chosen.seed}")
-    for index, stage in enumerate(chosen.stages):
-        frozen = {0: "all layer groups", -1: "the head"}.get(stage.freeze_to, f"layer groups from {stage.freeze_to}")
-        varied = "augmented" if stage.augment else "not augmented"
-        how = f"{frozen}, {stage.size_px} px, {varied}, batches of {stage.batch_size}, {stage.optimizer}"
-        print(f"\nstage {index} {stage.name}: {how}")
-        starts = schedules.cycle_starts(stage.cycles, stage.first_cycle_epochs, stage.cycle_mult)
-        for start, end in zip(starts, [*starts[1:], stage.total_epochs], strict=True):
-            rate = " ".join(f"{lr:g}" for lr in stage.lr) if isinstance(stage.lr, tuple) else f"{stage.lr:g}"
-            spread = f" in the head, {stage.spread:g} × less per earlier group" if stage.spread > 1 else ""
-            print(f"  epochs {start + 1}–{end}: lr {rate}{spread}, falling along a cosine to 0")
+    from trainer import models
+
+    network = models.build(chosen.arch, arguments.classes, chosen.head)
+    models.check(network, chosen)
+    network.freeze_to(chosen.stages[0].freeze_to)
+    print("\n".join(models.lines(network, chosen.stages[0].size_px)))
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    options = recipe.load(arguments.recipe, arguments.set).data
+    from trainer.data import inspect
+
+    print("\n".join(inspect.run(arguments.folder, options, _workers(arguments.workers))))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from trainer import predict, trained
+    from trainer.rundir import write_atomically
+
+    ready = trained.load(arguments.run_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    tta = ready.description.tta if arguments.tta is None else arguments.tta
+    table = io.StringIO(newline="")
+    lost = predict.predict(ready, arguments.images, tta, _workers(arguments.workers), table)
+    if arguments.out is None:
+        print(table.getvalue(), end="")
+    else:
+        write_atomically(arguments.out, table.getvalue().encode())
+    predict.explain(lost)
+
+
+def _workers(asked: int | None) -> int:
+    """One core is left to the network: on two, threads that fight over them took twice as long (digits, 2 cores)."""
+    from trainer import device
+
+    return asked if asked is not None else min(max(device.usable_cores() - 1, 1), 8)
 
 
 @contextlib.contextmanager
@@ -115,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="the run directory; results land in DIR/out"
     )
+    fit.add_argument(
+        "--cache", type=Path, metavar="DIR", help="resized images, activations and measurements; default: in ~/.cache"
+    )
     fit.add_argument("--weights", metavar="FILE", help="start from this .safetensors file, or: imagenet")
     fit.add_argument("--seed", type=_whole, metavar="N", help="instead of the recipe's")
     fit.add_argument(
@@ -122,19 +158,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--allow-cpu", action="store_true", help="train on the CPU where no GPU is usable")
     fit.add_argument("--strict", action="store_true", help="refuse to train when an image cannot be decoded")
+    fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR, if there is one")
     fit.add_argument(
-        "--resume", action="store_true", help="go on after the last finished epoch in DIR, if there is one"
+        "--exact", action="store_true", help="refuse to resume where the last digits could differ from an unbroken run"
+    )
+    fit.add_argument(
+        "--checkpoint-every", type=float, default=60.0, metavar="SECONDS", help="what a power cut may cost; default: 60"
+    )
+    fit.add_argument(
+        "--metric", action="append", default=[], metavar="PACKAGE.MODULE:NAME", help="a score of your own: a function"
     )
     fit.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
     recipes.set_defaults(run=_recipes)
 
-    describe = commands.add_parser("describe", help="print a recipe's stages")
-    describe.set_defaults(run=_describe)
-    describe.add_argument("recipe", metavar="RECIPE")
+    described = commands.add_parser("describe", help="print a recipe's stages")
+    described.set_defaults(run=_describe)
+    described.add_argument("recipe", metavar="RECIPE")
+    described.add_argument("--images", type=_whole, metavar="N", help="training images: shows the number of steps")
 
-    for command in (fit, describe):
+    summary = commands.add_parser("summary", help="print a recipe's network, layer by layer")
+    summary.set_defaults(run=_summary)
+    summary.add_argument("recipe", metavar="RECIPE")
+    summary.add_argument("--classes", type=_whole, default=2, metavar="N", help="default: 2")
+
+    predict = commands.add_parser("predict", help="classify images with a run's network: a CSV table")
+    predict.set_defaults(run=_predict)
+    predict.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory, or a copy of its out/")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files and folders")
+    predict.add_argument("--out", type=Path, metavar="FILE", help="instead of the terminal")
+    predict.add_argument("--tta", type=_whole, metavar="N", help="augmented views; default: as many as in the run")
+    predict.add_argument("--workers", type=_whole, metavar="N", help="threads; default: all cores but one, at most 8")
+
+    data = commands.add_parser("data", help="look into a set: classes, sizes, damaged files, duplicates")
+    data.set_defaults(run=_data)
+    data.add_argument("folder", metavar="PATH", help="a folder of images, or a built-in set")
+    data.add_argument("--recipe", default="first_model", metavar="RECIPE", help="whose [data] table is used")
+    data.add_argument("--workers", type=_whole, metavar="N", help="threads; default: all cores but one, at most 8")
+
+    for command in (fit, described, summary, data):
         command.add_argument(
             "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the recipe"
         )

@@ -1,14 +1,15 @@
-"""One file from which a run goes on exactly: network and optimizer as tensors, the rest as JSON in the file's header.
+"""One file from which a run goes on exactly: tensors, and everything else as JSON in the file's header.
 
-A single safetensors file, replaced atomically, so that tensors and counters can never belong to different epochs.
-Nothing random is in it: order, augmentation and dropout follow from (seed, stage, epoch).
+A single safetensors file, replaced atomically, so that tensors and counters can never belong to different moments.
+Nothing random is in it: order, augmentation and dropout follow from (seed, stage, epoch, batch or image).
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -16,60 +17,52 @@ from torch import Tensor
 from trainer.errors import RunDirRefused
 from trainer.rundir import write_atomically
 
-FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """How far the run had come, and what it was a run of."""
-
-    stage_index: int
-    epoch: int  # epochs finished in that stage
-    metrics_bytes: int  # the length of metrics.jsonl then
-    threads: int  # torch's: another number adds up in another order
-    recipe_sha256: str
-    images_sha256: str
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What a file held: the position, and tensors by name."""
+    """What a file held: values that are JSON, and tensors by name."""
 
-    position: Position
-    network: dict[str, Tensor]
-    optimizer: dict[int, dict[str, Tensor]]
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
 
 
-def write(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+def write(path: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Replace the checkpoint at `path`. Raises DiskFull, RunDirRefused."""
-    tensors = {f"network/{key}": tensor.contiguous() for key, tensor in module.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": tensor.contiguous() for key, tensor in values.items()}
-    write_atomically(path, save(tensors, metadata={"format": str(FORMAT), "position": json.dumps(asdict(position))}))
+    # Two names for the same memory can't be saved, and what is written must not change meanwhile: copies.
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    header = {"format": str(FORMAT), "values": json.dumps(dict(values), allow_nan=False)}
+    write_atomically(path, save(copies, metadata=header))
 
 
 def read(path: Path) -> Checkpoint:
     """What `write` left there. Raises RunDirRefused."""
-    network: dict[str, Tensor] = {}
-    optimizer: dict[int, dict[str, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
-            if int(header["format"]) > FORMAT:
-                raise RunDirRefused(f"{path} was written by a newer trainer", "Upgrade this one")
-            position = Position(**json.loads(header["position"]))
+            found = int(header["format"])
+            if found != FORMAT:
+                age, mend = (
+                    ("a newer", "Upgrade this one") if found > FORMAT else ("an older", "Delete it to start over")
+                )
+                raise RunDirRefused(f"{path} was written by {age} trainer", mend)
+            values = json.loads(header["values"])
+            if not isinstance(values, dict):
+                raise ValueError("its header is no table")
             for name in file.keys():  # noqa: SIM118  # not a dictionary
-                kind, _, key = name.partition("/")
-                if kind == "network":
-                    network[key] = file.get_tensor(name)
-                else:
-                    index, _, value = key.partition("/")
-                    optimizer.setdefault(int(index), {})[value] = file.get_tensor(name)
+                tensors[name] = file.get_tensor(name)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunDirRefused(f"The checkpoint {path} cannot be read: {error}", "Delete it to start over") from error
-    return Checkpoint(position=position, network=network, optimizer=optimizer)
+    return Checkpoint(values=values, tensors=tensors)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
-    """Give a stage's newly built optimizer the momentum it had."""
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, their names with this in front."""
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}

@@ -1,101 +1,99 @@
-"""The only two loops: train one epoch, evaluate. Nothing in them waits for the device before the epoch's end."""
+"""The only two loops: train one epoch, evaluate. Nothing in them waits for the device before the loop's end."""
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
 
 from trainer.data.batches import Batches
-from trainer.models import Network
-from trainer.optimizer import set_rates
-
-SMOOTHING = 0.98  # fast.ai 0.7's: the training loss shown is an average over about the last fifty steps
+from trainer.losses import image_losses, probabilities
+from trainer.trainee import SMOOTHING, Trainee
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """One epoch of training."""
+    """One epoch of training, or what was left of it."""
 
     loss: float  # exponential average at the epoch's end, corrected for its start at zero
-    steps: int
     images_per_s: float
     data_wait_fraction: float  # of the time, spent waiting for images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """The network's answers for a whole set, and their scores over all of it (never averaged per batch)."""
+class Answers:
+    """The network's answers for a whole part, in its order, on the CPU."""
 
-    loss: float
-    accuracy: float
-    probabilities: Tensor  # (image, class), on the CPU
+    loss: float  # mean over the images
+    probabilities: Tensor  # (image, class)
+    targets: Tensor
 
 
 def train_epoch(
-    network: Network,
-    optimizer: torch.optim.Optimizer,
+    trainee: Trainee,
     batches: Batches,
+    loss_of: Callable[[int, Tensor, Tensor], Tensor],
     rate_at: Callable[[int], float],
-    normalise: Callable[[Tensor], Tensor],
-    device: torch.device,
-    on_step: Callable[[], None],
+    after_step: Callable[[int], None],
+    first: int = 0,
+    accumulate: int = 1,
 ) -> Trained:
-    """One pass over the batches. `rate_at(step)` is the share of the highest learning rate at that step of this epoch.
+    """The epoch's batches from number `first` on, one step per `accumulate` of them.
 
-    `on_step` is called after each whole step, and may end the run by raising.
+    `loss_of(number, inputs, targets)` is a batch's mean loss, `rate_at(number)` the share of the highest learning rate
+    then. `after_step(next)` is called after each whole step with the next batch's number, and may raise to end it.
     """
-    network.train()
-    average = torch.zeros((), device=device)
-    images_seen = 0
+    trainee.network.train()
+    sizes = [len(part) for part in batches.parts]
     started = time.perf_counter()
-    for step, (images, labels) in enumerate(batches):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        set_rates(optimizer, rate_at(step))
-        loss = F.cross_entropy(network.module(normalise(images)), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        average.lerp_(loss.detach(), 1 - SMOOTHING)
-        images_seen += len(labels)
-        on_step()
-    steps = len(batches)
-    smoothed = average.item() / (1 - SMOOTHING**steps)  # the first moment at which the device is waited for
+    for at, (inputs, targets) in enumerate(batches):
+        # Several small batches weigh as much as the same images in one large batch.
+        together = sizes[at - at % accumulate :][:accumulate]
+        targets = targets.to(trainee.device, non_blocking=True)
+        trainee.learn(loss_of(first + at, inputs, targets), share=sizes[at] / sum(together))
+        if at % accumulate == len(together) - 1:
+            trainee.step(rate_at(first + at))
+            after_step(first + at + 1)
+    steps = first + len(batches)
+    smoothed = trainee.average.item() / (1 - SMOOTHING**steps)  # the first moment at which the device is waited for
     seconds = time.perf_counter() - started
     return Trained(
         loss=smoothed,
-        steps=steps,
-        images_per_s=images_seen / seconds,
+        images_per_s=sum(sizes) / seconds,
         data_wait_fraction=batches.waited_s / seconds,
     )
 
 
 @torch.inference_mode()
 def evaluate(
-    network: Network,
-    batches: Batches,
-    class_count: int,
-    normalise: Callable[[Tensor], Tensor],
-    device: torch.device,
-    on_step: Callable[[], None],
-) -> Evaluated:
-    """Loss, accuracy and probabilities over all the batches, with dropout off and BatchNorm's stored statistics."""
-    network.module.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    accuracy = MulticlassAccuracy(class_count, average="micro").to(device)
-    probabilities: list[Tensor] = []
-    for images, labels in batches:
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        scores = network.module(normalise(images))
-        loss += F.cross_entropy(scores, labels, reduction="sum")
-        accuracy.update(scores, labels)
-        probabilities.append(scores.softmax(dim=1))
-        on_step()
-    return Evaluated(
-        loss=loss.item() / sum(len(part) for part in probabilities),
-        accuracy=round(accuracy.compute().item(), 6),  # torchmetrics divides in float32: .9916667 is .9916666746
-        probabilities=torch.cat(probabilities).cpu(),
+    scores_of: Callable[[Tensor], Tensor], batches: Batches, device: torch.device, after_batch: Callable[[], None]
+) -> Answers:
+    """Loss and probabilities over all the batches. `scores_of(inputs)` gives class scores (batch, class).
+
+    The caller has put the network into evaluation mode.
+    """
+    losses: list[Tensor] = []
+    answers: list[Tensor] = []
+    targets: list[Tensor] = []
+    for inputs, wanted in batches:
+        scores = scores_of(inputs).float()
+        losses.append(image_losses(scores, wanted.to(device, non_blocking=True)))
+        answers.append(probabilities(scores, multi_label=wanted.ndim == 2))
+        targets.append(wanted)
+        after_batch()
+    return Answers(
+        loss=torch.cat(losses).double().mean().item(),
+        probabilities=torch.cat(answers).cpu(),
+        targets=torch.cat(targets),
     )
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that the GPU, or where there is none the process, has held since the run began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kB on Linux

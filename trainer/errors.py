@@ -83,11 +83,11 @@ class OutOfMemory(TrainerError):
 
 
 class Stopped(TrainerError):
-    """A signal asked the run to end; the last checkpoint stands."""
+    """A signal asked the run to end; the checkpoint stands at the step that it came in."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(
-            f"Stopped by signal {signal_number} after a whole step; the last finished epoch is kept",
+            f"Stopped by signal {signal_number} after a whole step; all that was computed is kept",
             "The same command with --resume goes on from there",
         )
         self.exit_code = 128 + signal_number

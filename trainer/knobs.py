@@ -23,7 +23,7 @@ def knob(
 ) -> Any:
     """A field with its kind, unit, range and the reason for its default; docs/trainer.md has a row for each.
 
-    `several` allows a list, `one_of` only these values, `also` a second kind.
+    `several` allows a list, `one_of` only these values, `also` a second kind, `words` these words beside it.
     """
     limits = {"kind": kind, "unit": unit, "reason": reason, "least": least, "most": most, **more}
     return field(default=default, metadata=limits)
@@ -52,12 +52,16 @@ def closest(word: str, known: Iterable[str]) -> str:
 
 
 def _check(value: Any, limits: Mapping[str, Any], where: str) -> None:
+    words = limits.get("words", ())
+    if isinstance(value, str) and value in words:
+        return
     kinds = [limits["kind"], *limits.get("also", ())]
     types = tuple(each for kind in kinds for each in TYPES[kind])
     for item in value if limits.get("several") and isinstance(value, tuple) else (value,):
         # To Python true is the integer 1, but it is not a number of epochs.
         if not isinstance(item, types) or (isinstance(item, bool) and bool not in types):
-            raise RecipeRefused(f"{where} must be {' or '.join(kinds)}, not {item!r}", "Correct the recipe")
+            allowed = " or ".join([*kinds, *(f"{word!r}" for word in words)])
+            raise RecipeRefused(f"{where} must be {allowed}, not {item!r}", "Correct the recipe")
         least, most = limits["least"], limits["most"]
         if (least is not None and not item >= least) or (most is not None and not item <= most):
             span = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"

@@ -6,19 +6,21 @@ import torch
 from torch import nn
 
 from trainer.models import Network
-from trainer.recipe import Stage
 from trainer.schedules import group_rates
+from trainer.stage import Stage
 
 
-def build(network: Network, stage: Stage) -> torch.optim.Optimizer:
+def build(network: Network, stage: Stage, rates: float | tuple[float, ...]) -> torch.optim.Optimizer:
     """SGD or AdamW over the groups that learn, each with its highest rate as `highest_lr`.
+
+    `rates` is a stage's `lr` as a number or a tuple: what the recipe says, or what the finder chose.
 
     Biases and the scales of norm layers are not decayed: they have one dimension, and pulling them to zero only hurts
     (He et al., "Bag of Tricks for Image Classification", arXiv:1812.01187, section 3.1).
     """
     groups = []
-    rates = group_rates(stage.lr, stage.spread, network.group_count)
-    for parameters, rate in zip(network.group_parameters(), rates, strict=True):
+    highest = group_rates(rates, stage.spread, network.group_count)
+    for parameters, rate in zip(network.group_parameters(), highest, strict=True):
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         for decay, part in ((stage.weight_decay, _matrices(learning)), (0.0, _vectors(learning))):
             if part:

@@ -1,7 +1,8 @@
-"""`history.png`: losses and accuracy over the epochs, the learning rate over the steps."""
+"""Pictures of a run: losses, accuracy and learning rate over time, and the learning-rate finder's curve."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from trainer.history import Epoch, best
 from trainer.recipe import Recipe
-from trainer.schedules import warm_restarts
+from trainer.schedules import share
 
 TRAIN, VALID, QUIET = "#1f77b4", "#d95f02", "#999999"
 
@@ -49,6 +50,36 @@ def history_png(recipe: Recipe, history: Sequence[Epoch], head_rates: Sequence[f
     for key in ("loss", "accuracy"):
         _mark_stages(panels[key], [epoch.stage for epoch in history], offset=0.5)
     _mark_stages(panels["rate"], [epoch.stage for epoch in history for _ in range(epoch.steps)], offset=0)
+    return _png(figure)
+
+
+def finder_png(
+    title: str, rates: Sequence[float], losses: Sequence[float], suggestions: Mapping[str, float], chosen: str
+) -> bytes:
+    """The finder's curve as PNG: smoothed loss over the learning rate, with what was suggested and what was chosen."""
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    panel.plot(rates, losses, color=TRAIN, lw=1.2)
+    for name, rate in suggestions.items():
+        colour, style = (VALID, "-") if name == chosen else (QUIET, "--")
+        label = f"{name}: {rate:.1e}" + (" (chosen)" if name == chosen else "")
+        panel.axvline(rate, color=colour, lw=1, ls=style, label=label)
+    finite = [loss for loss in losses if isfinite(loss)]
+    low, high = min(finite), min(max(finite), 2 * finite[0])
+    panel.set(
+        title=title,
+        xscale="log",
+        xlabel="learning rate of the head",
+        ylabel="training loss (smoothed)",
+        ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)),
+    )
+    panel.grid(alpha=0.25)
+    panel.legend()
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()
@@ -59,7 +90,8 @@ def _rates(recipe: Recipe, history: Sequence[Epoch], head_rates: Sequence[float]
     for epoch in history:
         stage, highest = recipe.stages[epoch.stage_index], head_rates[epoch.stage_index]
         before, cycle_steps = (epoch.epoch - 1) * epoch.steps, stage.first_cycle_epochs * epoch.steps
-        rates += [highest * warm_restarts(before + step, cycle_steps, stage.cycle_mult) for step in range(epoch.steps)]
+        shares = (share(stage.schedule, before + step, cycle_steps, stage.cycle_mult) for step in range(epoch.steps))
+        rates += [highest * each for each in shares]
     return rates
 
 

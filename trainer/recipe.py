@@ -11,16 +11,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from trainer import schedules
+from trainer.augmentation import Augmentation
 from trainer.errors import RecipeRefused
 from trainer.knobs import NUMBER, SWITCH, TEXT, WHOLE, Checked, closest, knob
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from trainer.stage import STAGE_KEYS, Stage
 
 SHIPPED = Path(__file__).parent / "recipes"
+METRICS = ("top_3", "top_5", "f1", "f2", "precision", "recall", "auc", "log_loss")  # `metrics.py` has what they mean
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue of the training set, as torchvision's weights expect
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -33,7 +30,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> "Recipe":
     """
     path = Path(name_or_path) if name_or_path.endswith(".toml") else SHIPPED / f"{name_or_path}.toml"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = _toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         hint = closest(name_or_path, [recipe.stem for recipe in shipped()])
         raise RecipeRefused(
@@ -68,26 +65,22 @@ def from_table(table: dict[str, Any]) -> "Recipe":
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Augmentation(Checked):
-    """How a training image is varied each time it is shown. The defaults suit photographs taken from the side."""
-
-    flip: bool = knob(SWITCH, True, "", "a mirrored photograph is as likely; not so for digits and text")
-    rotate_degrees: float = knob(NUMBER, 10.0, "degrees", "fast.ai 0.7: 3 images in 4, either way", least=0, most=45)
-    zoom_max: float = knob(
-        NUMBER, 1.1, "×", "fast.ai 0.7: 3 images in 4 are enlarged, at most this much", least=1, most=4
-    )
-    lighting: float = knob(NUMBER, 0.05, "of full range", "fast.ai 0.7: brightness and contrast", least=0, most=0.9)
-
-    def where(self) -> str:
-        return "[augmentation]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions(Checked):
     """Where the images come from when --data does not say, how they are split and normalised."""
 
     source: str = knob(TEXT, "", "", "a built-in set's name; empty: --data is needed")
-    valid_fraction: float = knob(NUMBER, 0.2, "", "where a folder has no train/ and valid/", least=0.01, most=0.9)
+    labels_csv: str = knob(
+        TEXT, "", "", "a CSV file in the data folder: image, labels split on spaces; empty: class folders"
+    )
+    labels: str = knob(
+        TEXT, "infer", "", "how many an image has; the run says what it inferred", one_of=("infer", "single", "multi")
+    )
+    valid_fraction: float = knob(
+        NUMBER, 0.2, "of the images", "where no train/ and valid/ folders say it", least=0.01, most=0.9
+    )
+    test_fraction: float = knob(NUMBER, 0.0, "of the images", "kept apart for the final score", least=0, most=0.9)
+    folds: int = knob(WHOLE, 0, "parts", "above 0: the validation part is one of so many, not valid_fraction", least=0)
+    fold: int = knob(WHOLE, 0, "", "which of the folds, counted from 0", least=0)
     split_seed: int = knob(WHOLE, 0, "", "apart from seed: runs with other seeds then share their images", least=0)
     mean: tuple[float, ...] = knob(
         NUMBER,
@@ -117,49 +110,13 @@ class DataOptions(Checked):
             value = getattr(self, name)
             if not isinstance(value, tuple) or len(value) != 3:
                 raise RecipeRefused(f"[data]: {name} must be three numbers, not {value!r}", "Correct the recipe")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage(Checked):
-    """One stretch of training: all is held constant but the learning rate, which falls along a cosine in each cycle."""
-
-    name: str = knob(TEXT, "train", "", "shown in the log and in metrics.jsonl")
-    size_px: int = knob(
-        WHOLE, 224, "px", "the square's side; what ImageNet weights were trained on", least=8, most=4096
-    )
-    freeze_to: int = knob(WHOLE, 0, "group", "layer groups before this one are frozen: 0 none, -1 all but the head")
-    augment: bool = knob(SWITCH, True, "", "vary the training images as [augmentation] says")
-    epochs: int | None = knob(WHOLE, None, "epochs", "one cycle this long: short for cycle_len alone", least=1)
-    cycles: int = knob(WHOLE, 1, "cycles", "each starts at the highest rate again (SGDR)", least=1)
-    cycle_len: int = knob(WHOLE, 1, "epochs", "of the first cycle", least=1)
-    cycle_mult: int = knob(WHOLE, 1, "×", "each cycle is this many times as long as the one before", least=1)
-    lr: float | tuple[float, ...] = knob(
-        NUMBER, 0.01, "", "the head's highest rate, or a list: one per layer group", least=1e-12, most=100, several=True
-    )
-    spread: float = knob(
-        NUMBER, 1.0, "×", "the rate falls by this per earlier layer group: 10 for photographs, else 3", least=1
-    )
-    batch_size: int = knob(WHOLE, 64, "images", "fast.ai 0.7; BatchNorm needs two", least=2)
-    optimizer: str = knob(TEXT, "sgd", "", "fast.ai 0.7; adamw needs less tuning from scratch", one_of=("sgd", "adamw"))
-    momentum: float = knob(NUMBER, 0.9, "", "fast.ai 0.7; for adamw its first beta", least=0, most=0.999)
-    weight_decay: float = knob(NUMBER, 0.0, "", "fast.ai 0.7; never on biases and norm weights", least=0, most=1)
-
-    def where(self) -> str:
-        return f"stage {self.name!r}"
-
-    def __post_init__(self) -> None:
-        Checked.__post_init__(self)
-        if self.epochs is not None and (self.cycles, self.cycle_len, self.cycle_mult) != (1, 1, 1):
-            what = f"Stage {self.name!r} says its length twice: epochs, and cycles, cycle_len or cycle_mult"
-            raise RecipeRefused(what, "Keep one of them")
-
-    @property
-    def first_cycle_epochs(self) -> int:
-        return self.epochs or self.cycle_len
-
-    @property
-    def total_epochs(self) -> int:
-        return schedules.total_epochs(self.cycles, self.first_cycle_epochs, self.cycle_mult)
+        if self.folds == 1 or self.fold >= max(self.folds, 1):
+            what = f"[data]: there is no fold {self.fold} of {self.folds}"
+            raise RecipeRefused(what, "Give folds = 2 or more, and fold from 0 to one less")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise RecipeRefused(
+                "[data]: valid_fraction and test_fraction leave nothing to train on", "Correct the recipe"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,11 +125,31 @@ class Recipe(Checked):
 
     name: str = knob(TEXT, "recipe", "", "the file's name unless it says otherwise")
     about: str = knob(TEXT, "", "", "one line for `python -m trainer recipes`")
-    arch: str = knob(TEXT, "resnet34", "", "fast.ai's first model; any torchvision classifier, digits_net or photo_net")
+    arch: str = knob(
+        TEXT, "resnet34", "", "fast.ai's first model; any torchvision classifier, timm/NAME, digits_net or photo_net"
+    )
     pretrained: bool | str = knob(
         SWITCH, False, "", "true: torchvision's ImageNet weights; a path: that safetensors file", also=(TEXT,)
     )
+    head: str = knob(
+        TEXT, "concat_pool", "", "fast.ai 0.7's; linear: one layer on the average", one_of=("concat_pool", "linear")
+    )
     seed: int = knob(WHOLE, 0, "", "initial weights, order, augmentation and dropout follow from it", least=0)
+    tta: int = knob(
+        WHOLE, 0, "views", "augmented views averaged with the plain one at the end; fast.ai 0.7: 4", least=0
+    )
+    threshold: float | str = knob(
+        NUMBER,
+        0.5,
+        "",
+        'multi-label: the probability from which a label is given; "tune": the best F2 on the validation part',
+        least=0,
+        most=1,
+        words=("tune",),
+    )
+    metrics: tuple[str, ...] = knob(
+        TEXT, (), "", "shown beside loss and accuracy, over the whole part", several=True, one_of=METRICS
+    )
     data: DataOptions = field(default_factory=DataOptions)
     augmentation: Augmentation = field(default_factory=Augmentation)
     stages: tuple[Stage, ...] = ()
@@ -194,9 +171,6 @@ class Recipe(Checked):
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-STAGE_KEYS = frozenset(spec.name for spec in fields(Stage))
-
-
 def _made(kind: Any, table: Any, where: str) -> Any:
     if not isinstance(table, dict):
         raise RecipeRefused(f"{where} must be a table, not {table!r}", "Correct the recipe")
@@ -208,18 +182,27 @@ def _made(kind: Any, table: Any, where: str) -> Any:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
 
 
+def _toml(text: str) -> dict[str, Any]:
+    # Imported here: a network that has been trained is used without any recipe, and without tomli.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
 def _override(table: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise RecipeRefused(f"--set {override!r} has no value", "Write --set key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = _toml(f"value = {text}")["value"]
     except ValueError:
         value = text  # a bare word: --set arch=resnet18
     *path, last = key.split(".")
     if not path and last in STAGE_KEYS and last != "name":
         for stage in table.get("stages", []):
-            stage[last] = value
+            _put(stage, last, value)
         return
     place: Any = table
     for step in path:
@@ -231,4 +214,14 @@ def _override(table: dict[str, Any], override: str) -> None:
             ) from None
     if not isinstance(place, dict):
         raise RecipeRefused(f"--set {key} does not name one value", "Write --set stages.0.epochs=3")
-    place[last] = value
+    _put(place, last, value)
+
+
+def _put(table: dict[str, Any], key: str, value: Any) -> None:
+    """A stage's length is said in one way: what is put there takes the place of the other."""
+    if key == "epochs":
+        for other in ("cycles", "cycle_len", "cycle_mult"):
+            table.pop(other, None)
+    elif key in ("cycles", "cycle_len", "cycle_mult"):
+        table.pop("epochs", None)
+    table[key] = value

@@ -1,20 +1,21 @@
-"""What a run says: lines of the log for a person, events in metrics.jsonl for a program, files in `out/` for later."""
+"""What a run says while it goes on: lines of the log for a person, events in metrics.jsonl for a program."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import torch
 import torchvision
 
 import trainer
-from trainer.data import Samples
-from trainer.data.pixels import Unreadable
-from trainer.engine import Evaluated
-from trainer.history import Epoch, best
+from trainer.data import Samples, inspect
+from trainer.data.pixels import Pixels, Unreadable
+from trainer.history import Cycle, Epoch, best_cycle, overfits
+from trainer.pace import Pace
 from trainer.run import Run
 from trainer.rundir import RunDir, write_atomically
-from trainer.weights import Loaded, save_weights
+from trainer.stage import Stage
+from trainer.weights import Loaded
 
 FORMAT = 1
 NAMES_SHOWN = 10  # of a long list, in the log; metrics.jsonl has them all
@@ -46,21 +47,39 @@ def found(rundir: RunDir, samples: Samples, lost: Sequence[Unreadable]) -> None:
         rundir.record("skipped", images=[asdict(image) for image in lost])
 
 
-def opened(run: Run, loaded: Loaded | None, epochs_done: int) -> None:
+def duplicates(rundir: RunDir, decoded: Mapping[str, Pixels]) -> None:
+    """Warn of photographs that lie in two parts: what was trained on is then scored too."""
+    for part in ("valid", "test"):
+        pairs = inspect.across_the_split(decoded["train"], decoded[part]) if part in decoded else []
+        if pairs:
+            say(f"warning: {len(pairs)} images of the {part} part are also in the training part:")
+            for pair in pairs[:NAMES_SHOWN]:
+                same = "is" if pair.exact else "is nearly"
+                say(f"  {pair.second} {same} {pair.first}{', with other labels' if pair.labels_differ else ''}")
+            rundir.record("duplicates", part=part, pairs=[asdict(pair) for pair in pairs])
+
+
+def opened(run: Run, loaded: Loaded | None, epochs_done: int, resumed: bool) -> None:
     """What is about to be trained, on what, and where."""
     recipe, module = run.recipe, run.network.module
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    say(f"data:    {len(run.train):,} training and {len(run.valid):,} validation images, {len(run.classes)} classes")
+    test = f", {len(run.test):,} test" if run.test is not None else ""
+    several = f"; several labels an image: {run.labels_why}" if run.multi_label else ""
+    say(
+        f"data:    {len(run.train):,} training, {len(run.valid):,} validation{test} images, "
+        f"{len(run.classes)} classes{several}"
+    )
     say(f"network: {recipe.arch}, {parameters:,} parameters, {run.network.group_count} layer groups")
     if loaded:
         fresh = f"; new: {_listed(loaded.missing)}" if loaded.missing else ""
-        say(f"weights: {loaded.loaded} tensors from {loaded.source}{fresh}")
+        other = f"; not used: {_listed(loaded.ignored)}" if loaded.ignored else ""
+        say(f"weights: {loaded.loaded} tensors from {loaded.source}{fresh}{other}")
     say(f"device:  {run.device.name}")
     say(f"recipe:  {recipe.name}, {recipe.total_epochs} epochs in {len(recipe.stages)} stages, seed {recipe.seed}")
-    if epochs_done:
+    if resumed:
         say(f"resumed after {epochs_done} of {recipe.total_epochs} epochs")
     run.rundir.record(
-        "resume" if epochs_done else "start",
+        "resume" if resumed else "start",
         format=FORMAT,
         versions=VERSIONS,
         device=run.device.name,
@@ -71,9 +90,52 @@ def opened(run: Run, loaded: Loaded | None, epochs_done: int) -> None:
         weights=asdict(loaded) if loaded else None,
         parameters=parameters,
         classes=list(run.classes),
-        train_images=len(run.train),
-        valid_images=len(run.valid),
+        multi_label=run.multi_label,
+        labels_why=run.labels_why,
+        images={name: len(part) for name, part in {"train": run.train, **run.parts}.items()},
+        metrics=[*recipe.metrics, *(name for name, _ in run.given_metrics)],
         epochs_done=epochs_done,
+    )
+
+
+def paced(rundir: RunDir, stage: Stage, chosen: Pace, measured: Sequence[Pace]) -> None:
+    """How a stage is computed, and what decided it."""
+    if measured:
+        say("pace:    " + "; ".join(f"{pace}: {pace.images_per_s:.0f} img/s" for pace in measured))
+    rundir.record("pace", stage=stage.name, chosen=asdict(chosen), measured=[asdict(pace) for pace in measured])
+
+
+def activations(rundir: RunDir, stage: str, part: str, count: int, seconds: float, pace: str, error: float) -> None:
+    """Activations that were computed, and how far they are from plain fp32's."""
+    per_s = count / max(seconds, 1e-9)
+    say(f"{stage:<10} activations of {count:,} images ({part}), {pace}: {per_s:.0f} img/s, {error:.2g} from plain fp32")
+    rundir.record(
+        "activations", stage=stage, part=part, images=count, seconds=seconds, images_per_s=per_s, pace=pace, error=error
+    )
+
+
+def finder(
+    rundir: RunDir,
+    stage_index: int,
+    stage: Stage,
+    rates: Sequence[float],
+    losses: Sequence[float],
+    suggestions: Mapping[str, float],
+) -> None:
+    """The finder's curve, its suggestions and the one that is taken, and why."""
+    from trainer.plots import finder_png
+
+    name = f"lr_finder-{stage_index}-{stage.name}"
+    rundir.write_csv(f"{name}.csv", ("lr", "loss"), zip(rates, losses, strict=True))
+    title = f"Learning-rate finder of stage {stage.name!r}"
+    write_atomically(rundir.out / f"{name}.png", finder_png(title, rates, losses, suggestions, stage.find))
+    chosen = suggestions[stage.find]
+    listed = ", ".join(f"{name} {rate:.1e}" for name, rate in suggestions.items())
+    say(
+        f"{stage.name:<10} learning rate {chosen:.1e}, the finder's {stage.find} after {len(losses)} batches ({listed})"
+    )
+    rundir.record(
+        "finder", stage=stage.name, batches=len(losses), suggestions=dict(suggestions), rule=stage.find, lr=chosen
     )
 
 
@@ -83,70 +145,16 @@ def epoch(rundir: RunDir, measured: Epoch) -> None:
     rundir.record("epoch", **asdict(measured))
 
 
-def closed(run: Run, history: Sequence[Epoch], evaluated: Evaluated, seconds: float) -> None:
-    """Write everything that comes home, the weights first and the summary last, and say where it is."""
-    # matplotlib is only imported here: a run that was refused should not have waited a second for it.
-    from trainer.plots import history_png
-
-    recipe, out = run.recipe, run.rundir.out
-    save_weights(run.network.module, out / "weights.safetensors")
-    run.rundir.write_json("model.json", _model(run))
-    run.rundir.write_csv(
-        "predictions.csv", ("image", "class", "predicted", "probability"), _predictions(run, evaluated)
-    )
-    write_atomically(out / "history.png", history_png(recipe, history, run.head_rates))
-    summary = _summary(run, history, evaluated, seconds)
-    run.rundir.write_json("summary.json", summary)
-    run.rundir.record("end", accuracy=evaluated.accuracy, valid_loss=evaluated.loss, seconds=seconds)
-    right = round(evaluated.accuracy * len(run.valid))
+def cycle(rundir: RunDir, stage: Stage, cycles: Sequence[Cycle]) -> None:
+    """One finished cycle of a stage that goes on until over-fitting, and what that means for it."""
+    last, over = cycles[-1], overfits(cycles)
+    decision = "over-fitting: it ends" if over else "the stage's last" if len(cycles) == stage.cycles else "it goes on"
+    kept = best_cycle(cycles).number
     say(
-        f"accuracy {evaluated.accuracy:.4f} ({right} of {len(run.valid)} validation images) after {seconds:.1f} s; "
-        f"weights: {out / 'weights.safetensors'}"
+        f"{stage.name:<10} cycle {last.number}: training {last.train_loss:.4f}, validation {last.valid_loss:.4f}: "
+        f"{decision}; best cycle: {kept}"
     )
-
-
-def _model(run: Run) -> dict[str, object]:
-    """All that is needed beside the weights to classify an image."""
-    data = run.recipe.data
-    return {
-        "format": FORMAT,
-        "arch": run.recipe.arch,
-        "classes": list(run.classes),
-        "size_px": run.recipe.stages[-1].size_px,
-        "resize": "shorter side to size_px, then the middle square",
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "versions": VERSIONS,
-    }
-
-
-def _predictions(run: Run, evaluated: Evaluated) -> list[tuple[str, str, str, str]]:
-    probabilities, predicted = evaluated.probabilities.max(dim=1)
-    rows = zip(run.valid.names, run.valid.labels, predicted.tolist(), probabilities.tolist(), strict=True)
-    return [(name, run.classes[label], run.classes[answer], f"{sure:.6f}") for name, label, answer, sure in rows]
-
-
-def _summary(run: Run, history: Sequence[Epoch], evaluated: Evaluated, seconds: float) -> dict[str, object]:
-    top = best(history)
-    return {
-        "format": FORMAT,
-        "recipe": run.recipe.name,
-        "recipe_sha256": run.recipe.sha256,
-        "arch": run.recipe.arch,
-        "seed": run.recipe.seed,
-        "device": run.device.name,
-        "accuracy": evaluated.accuracy,
-        "valid_loss": evaluated.loss,
-        "train_loss": history[-1].train_loss,
-        "epochs": len(history),
-        "best_epoch": {"number": history.index(top) + 1, "accuracy": top.accuracy, "valid_loss": top.valid_loss},
-        "seconds": seconds,
-        "epoch_seconds": sum(measured.seconds for measured in history),  # those before a resume too
-        "train_images": len(run.train),
-        "valid_images": len(run.valid),
-        "skipped": [image.name for image in run.unreadable],
-        "versions": VERSIONS,
-    }
+    rundir.record("cycle", stage=stage.name, **asdict(last), decision=decision, best=kept)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ cycle.
 """
 
 import math
+from collections.abc import Callable
 
 
 def cosine(progress: float) -> float:
@@ -13,16 +14,35 @@ def cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def warm_restarts(step: int, first_cycle_steps: int, cycle_mult: int) -> float:
+def one_cycle(progress: float) -> float:
+    """The share of the highest rate at `progress` (0 to 1): up from 1/25 over the first quarter, then down to 1e-5.
+
+    Smith & Topin, "Super-Convergence" (arXiv:1708.07120), with both halves along a cosine and the numbers of fastai 2's
+    `fit_one_cycle` (callback/schedule.py).
+    """
+    if progress < 0.25:
+        return 1 - (1 - 1 / 25) * cosine(progress / 0.25)
+    return 1e-5 + (1 - 1e-5) * cosine((progress - 0.25) / 0.75)
+
+
+SHAPES: dict[str, Callable[[float], float]] = {"sgdr": cosine, "one_cycle": one_cycle}
+
+
+def share(schedule: str, step: int, first_cycle_steps: int, cycle_mult: int) -> float:
     """The share of the highest rate at `step` of a stage; each cycle is `cycle_mult` times as long as the one before.
 
-    The last step of a cycle of T steps has cosine((T - 1) / T): the floor is approached, never used.
+    The last step of a cycle of T steps is at progress (T - 1) / T: the floor is approached, never used.
     """
     length = first_cycle_steps
     while step >= length:
         step -= length
         length *= cycle_mult
-    return cosine(step / length)
+    return SHAPES[schedule](step / length)
+
+
+def exponential(progress: float, start: float, end: float) -> float:
+    """The rate at `progress` (0 to 1) of the learning-rate finder's sweep: each step multiplies it by as much."""
+    return start * math.exp(math.log(end / start) * progress)
 
 
 def cycle_starts(cycles: int, cycle_len: int, cycle_mult: int) -> list[int]:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from trainer.recipe import Augmentation
+from trainer.augmentation import Augmentation
 
+VALIDATION = "shorter side, middle square"  # raise it when `validation` makes something else of the same image
 VARIED = 0.75  # fast.ai 0.7 zooms and rotates three images in four
 
 
@@ -27,9 +28,9 @@ def validation(image: Tensor, size_px: int) -> Tensor:
 def augmented(image: Tensor, size_px: int, options: Augmentation, random: np.random.Generator) -> Tensor:
     """A varied square: zoomed, cropped at random, turned, lit and mirrored: uint8 (channel, size_px, size_px).
 
-    Every image draws the same seven numbers, so that one option's change leaves the others' draws as they were.
+    Every image draws the same eight numbers, so that one option's change leaves the others' draws as they were.
     """
-    zoom_draw, top_draw, left_draw, turn_draw, brightness, contrast, mirror_draw = random.random(7)
+    zoom_draw, top_draw, left_draw, turn_draw, brightness, contrast, mirror_draw, quarter_draw = random.random(8)
     zoom = 1 + (options.zoom_max - 1) * zoom_draw / VARIED if zoom_draw < VARIED else 1.0
     degrees = options.rotate_degrees * (2 * turn_draw / VARIED - 1) if turn_draw < VARIED else 0.0
 
@@ -39,7 +40,9 @@ def augmented(image: Tensor, size_px: int, options: Augmentation, random: np.ran
     image = _turned_crop(image, top, left, size_px, degrees)
     if options.lighting:
         image = _lit(image, options.lighting * (2 * brightness - 1), options.lighting * (2 * contrast - 1))
-    if options.flip and mirror_draw < 0.5:
+    if options.top_down:  # fast.ai 0.7's RandomDihedral: all eight equally often
+        image = torch.rot90(image, int(4 * quarter_draw), dims=(1, 2))
+    if (options.flip or options.top_down) and mirror_draw < 0.5:
         image = F.horizontal_flip(image)
     return image
 

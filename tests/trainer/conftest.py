@@ -29,7 +29,11 @@ def photos(tmp_path: Path) -> Path:
     for part, count in (("train", 12), ("valid", 4)):
         for name in ("cats", "dogs"):
             for index in range(count):
-                paint(root / part / name / f"{name}.{index}.png", COLOURS[name], seed=index + 100 * len(part))
+                paint(
+                    root / part / name / f"{name}.{index}.png",
+                    COLOURS[name],
+                    seed=index + (1000 if part == "valid" else 0),
+                )
     return root
 
 
@@ -43,6 +47,7 @@ def small_recipe(tmp_path: Path) -> Path:
         size_px = 16
         batch_size = 8
         lr = 0.05
+        precision = "fp32"
 
         [[stages]]
         name = "head"
@@ -69,6 +74,13 @@ def one_cpu_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache of the test's own: where a run without --cache keeps images and activations."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "gpuops-trainer"
 
 
 @pytest.fixture

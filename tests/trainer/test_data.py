@@ -1,21 +1,20 @@
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from trainer import data
 from trainer.data.batches import parts
-from trainer.data.pixels import decode_all
-from trainer.errors import DataRefused
+from trainer.errors import DataRefused, RecipeRefused
 from trainer.recipe import DataOptions
 
 OPTIONS = DataOptions()
 
 
-def refusal(source: object) -> str:
+def refusal(source: object, options: DataOptions = OPTIONS) -> str:
     with pytest.raises(DataRefused) as refused:
-        data.find(str(source), OPTIONS)
+        data.find(str(source), options)
     return str(refused.value)
 
 
@@ -24,12 +23,12 @@ def test_train_and_valid_folders_are_taken_as_they_are(photos: Path) -> None:
     assert found.classes == ("cats", "dogs")
     assert [len(found.train), len(found.valid)] == [24, 8]
     assert found.valid[0].name == "valid/cats/cats.0.png"
-    assert {sample.label for sample in found.train} == {0, 1}
+    assert {sample.labels for sample in found.train} == {(0,), (1,)}
 
 
 def test_one_folder_of_classes_is_split_in_every_class_alike(photos: Path) -> None:
     found = data.find(str(photos / "train"), DataOptions(valid_fraction=0.25))
-    assert [sum(sample.label == label for sample in found.valid) for label in (0, 1)] == [3, 3]
+    assert [sum(sample.labels == (label,) for sample in found.valid) for label in (0, 1)] == [3, 3]
     assert not {sample.name for sample in found.train} & {sample.name for sample in found.valid}
     assert len(found.train) + len(found.valid) == 24
 
@@ -48,13 +47,90 @@ def test_the_digits_are_1797_in_ten_classes() -> None:
     image = found.train[0].read()
     assert image.shape == (3, 8, 8)
     assert int(image.max()) == 239  # shade 15 of 16
+    assert found.train[0].digest() != found.train[1].digest()
+
+
+def test_class_folders_give_one_label_unless_the_recipe_says_otherwise(photos: Path) -> None:
+    inferred, stated = (data.find(str(photos), DataOptions(labels=labels)) for labels in ("infer", "multi"))
+    assert (inferred.multi_label, inferred.why) == (False, "inferred: class folders give every image one label")
+    assert (stated.multi_label, stated.why) == (True, "stated in the recipe")
+
+
+def test_val_is_another_name_for_valid(photos: Path) -> None:
+    shutil.move(photos / "valid", photos / "val")
+    assert data.find(str(photos), OPTIONS).valid[0].name == "val/cats/cats.0.png"
+
+
+def test_a_test_folder_of_classes_is_the_test_part(photos: Path) -> None:
+    assert data.find(str(photos), OPTIONS).test == ()
+    shutil.copytree(photos / "valid", photos / "test")
+    found = data.find(str(photos), OPTIONS)
+    assert [len(found.parts[part]) for part in ("train", "valid", "test")] == [24, 8, 8]
+    shutil.move(photos / "test" / "dogs", photos / "test" / "bees")
+    assert "'bees' in" in refusal(photos)
+
+
+def test_a_test_folder_of_unlabelled_images_is_ignored(photos: Path) -> None:
+    shutil.copytree(photos / "valid" / "dogs", photos / "test")
+    found = data.find(str(photos), OPTIONS)
+    assert (found.test, found.ignored) == ((), ("test",))
+
+
+def test_a_test_fraction_is_taken_from_every_class_first(photos: Path) -> None:
+    found = data.find(str(photos / "train"), DataOptions(test_fraction=0.25, valid_fraction=0.25))
+    assert [len(part) for part in found.parts.values()] == [12, 6, 6]
+    assert [sum(sample.labels == (label,) for sample in found.test) for label in (0, 1)] == [3, 3]
+    names = [sample.name for part in found.parts.values() for sample in part]
+    assert len(set(names)) == len(names) == 24
+
+
+def test_every_image_is_in_the_validation_part_of_one_fold(photos: Path) -> None:
+    folds = [data.find(str(photos / "train"), DataOptions(folds=4, fold=fold, test_fraction=0.1)) for fold in range(4)]
+    assert len({tuple(sample.name for sample in found.test) for found in folds}) == 1
+    valid = [sample.name for found in folds for sample in found.valid]
+    assert len(set(valid)) == len(valid) == 24 - len(folds[0].test)
+    for found in folds:
+        assert not {sample.name for sample in found.train} & {sample.name for sample in found.valid}
+        shares = [sum(sample.labels == (label,) for sample in found.valid) for label in (0, 1)]
+        assert abs(shares[0] - shares[1]) <= 1
+
+
+def test_more_folds_than_images_of_a_class_are_refused_by_its_name(photos: Path) -> None:
+    for file in sorted((photos / "train" / "cats").iterdir())[3:]:
+        file.unlink()
+    assert "'cats' has 3 images and cannot be split into 4 parts" in refusal(photos / "train", DataOptions(folds=4))
+
+
+@pytest.mark.parametrize("options", [DataOptions(folds=3), DataOptions(test_fraction=0.1)])
+def test_a_set_that_is_split_already_is_not_split_again(photos: Path, options: DataOptions) -> None:
+    assert "is split already" in refusal(photos, options)
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"folds": 1}, "no fold 0 of 1"),
+        ({"folds": 4, "fold": 4}, "no fold 4 of 4"),
+        ({"fold": 1}, "no fold 1 of 0"),
+        ({"valid_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
+        ({"labels": "both"}, "labels is 'both'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(table: dict[str, object], sentence: str) -> None:
+    with pytest.raises(RecipeRefused, match=sentence):
+        DataOptions(**table)  # type: ignore[arg-type]
 
 
 def test_files_that_are_no_images_are_named(photos: Path) -> None:
     (photos / "train" / "cats" / "notes.txt").write_text("")
     (photos / "train" / "cats" / ".DS_Store").write_text("")
     (photos / "train" / "list.csv").write_text("")
-    assert set(data.find(str(photos), OPTIONS).ignored) == {"train/cats/notes.txt", "train/list.csv"}
+    os.mkfifo(photos / "train" / "cats" / "pipe.jpg")
+    assert set(data.find(str(photos), OPTIONS).ignored) == {
+        "train/cats/notes.txt",
+        "train/cats/pipe.jpg",
+        "train/list.csv",
+    }
 
 
 def test_a_missing_folder_is_refused() -> None:
@@ -103,35 +179,7 @@ def test_one_class_is_refused(photos: Path) -> None:
 def test_a_class_too_small_to_split_is_refused(photos: Path) -> None:
     for file in sorted((photos / "train" / "cats").iterdir())[1:]:
         file.unlink()
-    assert "cannot be split" in refusal(photos / "train")
-
-
-def test_pixels_come_back_in_order_at_the_shorter_side_asked_for(photos: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (30, 90), (1, 2, 3)).save(photos / "train" / "cats" / "a.png")
-    samples = data.find(str(photos), OPTIONS).train
-    pixels, unreadable = decode_all(samples, 16, tmp_path, workers=2, on_image=lambda: None)
-    assert not unreadable
-    assert pixels.names == [sample.name for sample in samples]
-    assert pixels[0].shape == (3, 48, 16)
-    assert pixels[0][:, 0, 0].tolist() == [1, 2, 3]
-    assert pixels[1].shape == (3, 16, 19)
-
-
-def test_the_cache_leaves_no_file_behind(photos: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    pixels, _ = decode_all(data.find(str(photos), OPTIONS).train, 16, cache, workers=1, on_image=lambda: None)
-    assert len(pixels) == 24
-    assert list(cache.iterdir()) == []
-
-
-def test_broken_images_are_left_out_and_named(photos: Path, tmp_path: Path) -> None:
-    (photos / "train" / "cats" / "cats.3.png").write_bytes(b"no image")
-    pixels, unreadable = decode_all(
-        data.find(str(photos), OPTIONS).train, 16, tmp_path, workers=2, on_image=lambda: None
-    )
-    assert [image.name for image in unreadable] == ["train/cats/cats.3.png"]
-    assert len(pixels) == len(pixels.labels) == 23
+    assert "'cats' has 1 images and cannot be split" in refusal(photos / "train")
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1])])

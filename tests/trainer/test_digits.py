@@ -29,7 +29,7 @@ def logistic_regression_accuracy() -> float:
     parts = []
     for part in (samples.train, samples.valid):
         shades = torch.stack([sample.read()[0].flatten() for sample in part]).numpy() / 255
-        parts.append((shades, [sample.label for sample in part]))
+        parts.append((shades, [sample.labels[0] for sample in part]))
     return float(LogisticRegression(max_iter=1000).fit(*parts[0]).score(*parts[1]))
 
 

@@ -11,11 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from trainer import fit as stages
 from trainer import models, recipe
 from trainer.decode import decode
-from trainer.device import choose
-from trainer.errors import Stopped
 
 Trainer = Callable[..., tuple[int, str, str]]
 Events = Callable[[Path, str], list[dict[str, Any]]]
@@ -56,15 +53,15 @@ def test_a_run_leaves_the_files_of_the_contract(
     summary = json.loads((out / "out" / "summary.json").read_text())
     assert (summary["format"], summary["epochs"], summary["train_images"], summary["valid_images"]) == (1, 4, 24, 8)
     assert summary["accuracy"] == 1.0  # blue dogs, orange cats
-    assert load_file(out / "out" / "weights.safetensors")["head.3.weight"].shape == (2, 64)
+    assert load_file(out / "out" / "weights.safetensors")["head.1.weight"].shape == (2, 64)
     assert decode(out / "out" / "history.png").shape == (3, 780, 1080)
     rows = list(csv.DictReader((out / "out" / "predictions.csv").read_text().splitlines()))
     assert [row["image"] for row in rows][:2] == ["valid/cats/cats.0.png", "valid/cats/cats.1.png"]
     assert all(row["class"] == row["predicted"] and float(row["probability"]) > 0.5 for row in rows)
 
-    assert "data:    24 training and 8 validation images, 2 classes" in said
+    assert "data:    24 training, 8 validation images, 2 classes" in said
     assert "training on the CPU" in said
-    assert "accuracy 1.0000 (8 of 8 validation images)" in said.splitlines()[-1]
+    assert "valid plain: accuracy 1.0000 (8 of 8)" in said
     assert str(out / "out" / "weights.safetensors") in said.splitlines()[-1]
     assert len(events(out, "start")) == len(events(out, "end")) == 1
     epochs = events(out, "epoch")
@@ -75,6 +72,7 @@ def test_a_run_leaves_the_files_of_the_contract(
         ("unfrozen", 2),
     ]
     assert [round(epoch["lr"], 4) for epoch in epochs] == [0.05, 0.025, 0.05, 0.05]
+    assert all(epoch["peak_memory_bytes"] > 1_000_000 for epoch in epochs)
     assert all(0 <= epoch["data_wait_fraction"] <= 1 and epoch["images_per_s"] > 0 for epoch in epochs)
 
 
@@ -85,7 +83,7 @@ def test_the_first_stage_trains_the_head_alone(
     start = models.build("digits_net", 2).module.state_dict()
     fit(trainer, photos, small_recipe, tmp_path / "run", "--set", "freeze_to=-1")
     end = load_file(tmp_path / "run" / "out" / "weights.safetensors")
-    assert {name for name in start if not torch.equal(start[name], end[name])} == {"head.3.weight", "head.3.bias"}
+    assert {name for name in start if not torch.equal(start[name], end[name])} == {"head.1.weight", "head.1.bias"}
 
 
 def test_the_seed_decides_the_weights_and_the_number_of_workers_does_not(
@@ -94,34 +92,6 @@ def test_the_seed_decides_the_weights_and_the_number_of_workers_does_not(
     for name, more in {"inline": ("--workers", 0), "threads": ("--workers", 3), "other": ("--seed", 1)}.items():
         assert fit(trainer, photos, small_recipe, tmp_path / name, *more)[0] == 0
     assert weights_of(tmp_path / "inline") == weights_of(tmp_path / "threads") != weights_of(tmp_path / "other")
-
-
-@pytest.mark.parametrize("steps", [1, 4, 7, 11])
-def test_a_run_stopped_anywhere_and_resumed_equals_one_that_was_not(
-    trainer: Trainer, events: Events, photos: Path, small_recipe: Path, tmp_path: Path, steps: int
-) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    fit(trainer, photos, small_recipe, whole)
-    left = 32 + steps  # after the 32 images have been decoded; an epoch is 3 steps and 1 of validation
-
-    def stop_at() -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Stopped(15)
-
-    made = recipe.load(str(small_recipe))
-    with pytest.raises(Stopped):
-        stages.fit(made, source=str(photos), out=stopped, device=choose(allow_cpu=True), workers=1, check_stop=stop_at)
-    assert not (stopped / "out" / "weights.safetensors").exists()
-    assert fit(trainer, photos, small_recipe, stopped, "--resume")[0] == 0
-    assert weights_of(stopped) == weights_of(whole)
-    times = {"time", "seconds", "images_per_s", "data_wait_fraction"}
-    measured = [
-        [{key: value for key, value in epoch.items() if key not in times} for epoch in events(run, "epoch")]
-        for run in (whole, stopped)
-    ]
-    assert measured[0] == measured[1]
 
 
 def test_a_finished_run_is_not_overwritten_and_resuming_it_changes_nothing(
@@ -150,7 +120,7 @@ def test_another_recipe_or_other_images_do_not_resume_a_run(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x80\x04cos\nsystem\n.", save({"network/a": torch.zeros(1)}, {"format": "1"})]
+    "content", [b"", b"\x80\x04cos\nsystem\n.", save({"network/a": torch.zeros(1)}, {"format": "2"})]
 )
 def test_a_damaged_checkpoint_is_refused(
     trainer: Trainer, photos: Path, small_recipe: Path, tmp_path: Path, content: bytes
@@ -199,7 +169,7 @@ def test_a_class_that_lost_all_its_images_is_refused_by_name(
         (["--data", "/nowhere"], 21, "There is no folder '/nowhere'"),
         (["--set", "arch=resnet43"], 20, "did you mean 'resnet34'?"),
         (["--set", "lr=[1,2,3]"], 20, "has 3 learning rates, but digits_net has 2 layer groups"),
-        (["--weights", "/nowhere.safetensors"], 24, "/nowhere.safetensors cannot be read"),
+        (["--weights", "/nowhere.safetensors"], 24, "There is no weights file /nowhere.safetensors"),
         (["--weights", "imagenet"], 24, "no ImageNet weights for digits_net"),
     ],
 )
@@ -216,9 +186,9 @@ def test_a_loss_that_is_no_number_ends_the_run(
     trainer: Trainer, photos: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
     broken = models.build("digits_net", 2).module.state_dict()
-    broken["body.0.weight"] = torch.full_like(broken["body.0.weight"], torch.nan)
-    save_file(broken, tmp_path / "nan.safetensors")
-    weights = ("--weights", tmp_path / "nan.safetensors")
+    broken["body.0.weight"] = torch.full_like(broken["body.0.weight"], 3e38)  # finite; its sums are not
+    save_file(broken, tmp_path / "huge.safetensors")
+    weights = ("--weights", tmp_path / "huge.safetensors")
     code, _, complained = fit(trainer, photos, small_recipe, tmp_path / "run", *weights)
     assert code == 27
     assert "The loss is no longer a number in stage 'head', epoch 1" in complained
@@ -255,4 +225,4 @@ def test_one_folder_of_classes_is_trained_on_with_its_split(
     shutil.rmtree(photos / "valid")
     code, said, _ = fit(trainer, photos / "train", small_recipe, tmp_path / "run", "--set", "data.valid_fraction=0.25")
     assert code == 0
-    assert "18 training and 6 validation images" in said
+    assert "18 training, 6 validation images" in said

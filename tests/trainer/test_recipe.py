@@ -26,9 +26,12 @@ def test_a_shipped_recipe_is_listed_and_described(trainer: Trainer, name: str) -
 
 
 def test_describe_shows_the_epochs_of_every_cycle(trainer: Trainer) -> None:
-    out = trainer("describe", "first_model")[1]
-    assert "epochs 2–3: lr 0.01 in the head, 10 × less per earlier group" in out
-    assert "epochs 4–7:" in out
+    out = trainer("describe", "best_classifier", "--images", 640)[1]
+    assert "at most 12 epochs" in out
+    assert "epoch 3, 10 steps: lr 0.01, falling" in out
+    assert "the learning rate is looked for over one epoch; rule: minimum" in out
+    assert "epochs 4–7, 40 steps: lr as found in the head, 10 × less per earlier group" in out
+    assert "with 4 augmented views" in out
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,11 @@ def test_describe_shows_the_epochs_of_every_cycle(trainer: Trainer) -> None:
         ({"momentum": float("nan")}, "momentum is nan"),
         ({"optimizer": "adam"}, "did you mean 'adamw'?"),
         ({"cycles": 2}, "says its length twice"),
+        ({"lr": "fnid"}, "lr must be a number or 'find', not 'fnid'"),
+        ({"precompute": True}, "precomputes activations, but trains more than the head"),
+        ({"precompute": True, "freeze_to": -1, "mixup": 0.2}, "mixes images that it never shows"),
+        ({"until_overfitting": True}, "has one cycle, so it can't end before over-fitting"),
+        ({"schedule": "one-cycle"}, "did you mean 'one_cycle'?"),
     ],
 )
 def test_a_wrong_stage_is_refused_by_name(change: dict[str, object], sentence: str) -> None:
@@ -76,9 +84,10 @@ def test_a_stage_key_at_top_level_holds_for_the_stages_that_do_not_set_it() -> N
 
 
 def test_an_override_changes_one_stage_every_stage_or_a_table() -> None:
-    made = recipe.load("first_model", ["size_px=64", "stages.0.epochs=3", "data.valid_fraction=0.5", "arch=resnet18"])
+    overrides = ["size_px=64", "stages.0.epochs=3", "data.valid_fraction=0.5", "arch=resnet18"]
+    made = recipe.load("best_classifier", overrides)
     assert [stage.size_px for stage in made.stages] == [64, 64, 64]
-    assert made.stages[0].epochs == 3
+    assert made.stages[0].total_epochs == 3  # in place of its two cycles
     assert made.data.valid_fraction == 0.5
     assert made.arch == "resnet18"
 

@@ -25,13 +25,13 @@ def test_warm_restarts_equal_torchs_scheduler_stepped_after_every_batch() -> Non
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=10, T_mult=2)
     for step in range(70):
-        assert 0.3 * schedules.warm_restarts(step, 10, 2) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        assert 0.3 * schedules.share("sgdr", step, 10, 2) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         theirs.step()
 
 
 def test_a_cycle_begins_at_the_highest_rate_and_never_reaches_the_floor() -> None:
-    shares = [schedules.warm_restarts(step, 10, 1) for step in range(20)]
+    shares = [schedules.share("sgdr", step, 10, 1) for step in range(20)]
     assert shares[0] == shares[10] == 1
     assert min(shares) == shares[9] == shares[19] == schedules.cosine(0.9) > 0
 

@@ -1,45 +1,38 @@
-"""Batches in a given order, put together by threads while the network works on the one before.
-
-Threads, not processes: the work is in torch kernels, which release the interpreter's lock, and nothing passes through
-/dev/shm.
-"""
+"""Batches in a given order, put together by threads while the network works on the one before."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from trainer.data.pixels import Pixels
+from trainer.data.ahead import ahead
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Batches:
-    """One pass over `order`. `transform(image, index)` makes every image the same size and draws from `index` alone."""
+    """One pass over `parts`, each a batch's indices. `make(indices)` gives its inputs and is called in threads."""
 
     def __init__(
         self,
-        pixels: Pixels,
-        order: Sequence[int],
-        batch_size: int,
-        transform: Callable[[Tensor, int], Tensor],
+        parts: Sequence[Sequence[int]],
+        targets: Tensor,
+        make: Callable[[Sequence[int]], Tensor],
         workers: int,
     ) -> None:
-        self._pixels = pixels
-        self._parts = parts(order, batch_size)
-        self._transform = transform
+        self.parts = parts
+        self._targets = targets
+        self._make = make
         self._workers = workers
         self.waited_s = 0.0  # how long the loop that takes the batches stood still for them
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self.parts)
 
     def __iter__(self) -> Iterator[Batch]:
-        """images uint8 (batch, channel, height, width) and labels int64 (batch,)."""
-        made = map(self._batch, self._parts) if self._workers == 0 else self._made_ahead()
+        """The inputs that `make` gives, and the targets: int64 (batch,), or float32 (batch, class)."""
+        made = ahead(self._batch, self.parts, self._workers, 2 * self._workers)
         while True:
             started = time.perf_counter()
             batch = next(made, None)
@@ -48,22 +41,18 @@ class Batches:
                 return
             yield batch
 
-    def _made_ahead(self) -> Iterator[Batch]:
-        waiting: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(self._workers)
-        try:
-            for part in self._parts:
-                waiting.append(pool.submit(self._batch, part))
-                if len(waiting) > 2 * self._workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
     def _batch(self, part: Sequence[int]) -> Batch:
-        images = torch.stack([self._transform(self._pixels[index], index) for index in part])
-        return images, torch.tensor([self._pixels.labels[index] for index in part])
+        return self._make(part), self._targets[list(part)]
+
+
+def each(image_of: Callable[[int], Tensor], pin: bool = False) -> Callable[[Sequence[int]], Tensor]:
+    """Puts the images of single indices, all of one size, together; pinned, a GPU fetches them while it computes."""
+
+    def together(part: Sequence[int]) -> Tensor:
+        images = torch.stack([image_of(index) for index in part])
+        return images.pin_memory() if pin else images
+
+    return together
 
 
 def parts(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:

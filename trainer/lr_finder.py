@@ -1,0 +1,159 @@
+"""The learning-rate finder: a sweep of rates on a copy of the network, the curve of its loss, and what it suggests.
+
+fast.ai 0.7's `lr_find` (Smith, "Cyclical Learning Rates", arXiv:1506.01186, section 3.3), which left the random state
+and the order of the images changed. Here all randomness is addressed and the network is a copy: no trace is left.
+"""
+
+import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from trainer import engine, lesson, memory, report, schedules
+from trainer.checkpoint import below, under
+from trainer.errors import Diverged
+from trainer.lesson import Lesson
+from trainer.plan import Find
+from trainer.randomness import FINDER_EPOCH
+from trainer.run import Run
+from trainer.state import State
+from trainer.trainee import Trainee
+
+LOWEST, HIGHEST = 1e-5, 10.0  # fast.ai 0.7's sweep
+FEWEST = 50  # batches: a curve of fewer points shows nothing
+GIVE_UP = 4.0  # times the best loss: fast.ai 0.7's
+COPY = "network/"
+
+
+class _Over(Exception):
+    """The loss has risen so far that higher rates would show nothing."""
+
+
+def find(run: Run, state: State, step: Find) -> State:
+    """The state with the stage's rate chosen. Raises Diverged where no loss is a number."""
+    stage = step.stage
+    run.network.freeze_to(stage.freeze_to)
+    network = copy.deepcopy(run.network)
+    trainee = Trainee(network, stage, 1.0, state.paces[step.stage_index], run.torch_device)
+    trainee.pace.lay_out(network.module)
+    losses: list[float] = []
+    if state.step_tensors:
+        network.module.load_state_dict(below(COPY, state.step_tensors))
+        trainee.restore(state.step_tensors, state.scaler)
+        losses = state.step_tensors["losses"].tolist()
+    taught = lesson.of(run, state, step, trainee)
+    parts = _sweep(taught)
+
+    def loss_of(batch: int, inputs: Tensor, targets: Tensor) -> Tensor:
+        loss = taught.loss_of(FINDER_EPOCH, batch, inputs, targets)
+        losses.append(loss.item())  # here the device is waited for: a sweep is short
+        return loss
+
+    def after_step(batch: int) -> None:
+        run.keeper.after_step(lambda: _at(state, trainee, losses))
+        if is_over(smoothed(losses, len(parts)), len(parts)):
+            raise _Over
+
+    with memory.explained(run, taught), contextlib.suppress(_Over):
+        engine.train_epoch(
+            trainee,
+            taught.shown(FINDER_EPOCH, parts[state.batch :]),
+            loss_of,
+            rate_at=lambda batch: rate(batch, len(parts)),
+            after_step=after_step,
+            first=state.batch,
+        )
+    rates = [rate(batch, len(parts)) for batch in range(len(losses))]
+    curve = smoothed(losses, len(parts))
+    found = suggestions(rates, curve)
+    if stage.find not in found:
+        what = f"The loss was no number from the lowest rate on, {LOWEST:g}, in stage {stage.name!r}"
+        raise Diverged(what, "Look at the images and weights; a lower rate will not mend it")
+    report.finder(run.rundir, step.stage_index, stage, rates, curve, found)
+    return replace(state, rates=state.rates | {step.stage_index: found[stage.find]})
+
+
+def rate(batch: int, count: int) -> float:
+    """The sweep's rate at a batch: from 1e-5 to 10, each batch's a constant times the one before."""
+    return schedules.exponential(batch / max(count - 1, 1), LOWEST, HIGHEST)
+
+
+def smoothed(losses: Sequence[float], count: int) -> list[float]:
+    """Each loss averaged exponentially with those before it, over about a twentieth of the sweep's `count` batches.
+
+    fast.ai 0.7 averages over fifty steps, however long the sweep: in a short one the curve lags so far behind that its
+    minimum stands at a rate that is several times too high.
+    """
+    keep = max(1 - 20 / count, 0.0)
+    average, curve = 0.0, []
+    for number, loss in enumerate(losses, 1):
+        average = keep * average + (1 - keep) * loss
+        curve.append(average / (1 - keep**number))
+    return curve
+
+
+def is_over(losses: Sequence[float], count: int) -> bool:
+    """Whether the sweep has shown all it can: no number, or four times the best loss.
+
+    Not within its first tenth, where a lucky first batch would end it at once: fast.ai 0.7 had to add such a rule.
+    """
+    if not math.isfinite(losses[-1]):
+        return True
+    return len(losses) > count / 10 and losses[-1] > GIVE_UP * min(losses)
+
+
+def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
+    """Rates by name, from a smoothed curve.
+
+    `minimum` is a tenth of the highest rate at which the loss is within a tenth of its lowest. (fastai 2 takes the
+    lowest itself: where a network has learned already, the curve is flat for long, and its lowest point anywhere in it.)
+    `valley` is the middle of the longest stretch over which the loss falls (fastai 2's: its longest decreasing
+    subsequence). Empty where no loss is a number.
+    """
+    curve = [(rate, loss) for rate, loss in zip(rates, losses, strict=True) if math.isfinite(loss)]
+    if len(curve) < 2:
+        return {}
+    lowest = min(loss for _, loss in curve)
+    minimum = max(rate for rate, loss in curve if loss <= 1.1 * lowest)
+    falling = _longest_fall([loss for _, loss in curve])
+    first, last = falling[0], falling[-1]
+    return {"minimum": minimum / 10, "valley": curve[first + (last - first) // 2][0]}
+
+
+def _longest_fall(losses: Sequence[float]) -> list[int]:
+    """The indices of the longest decreasing subsequence, by patience sorting: n log n."""
+    piles: list[int] = []  # the index of the highest last value of a fall of each length
+    before: list[int] = []
+    for index, loss in enumerate(losses):
+        low, high = 0, len(piles)
+        while low < high:
+            middle = (low + high) // 2
+            if losses[piles[middle]] > loss:
+                low = middle + 1
+            else:
+                high = middle
+        before.append(piles[low - 1] if low else -1)
+        piles[low : low + 1] = [index]
+    found = [piles[-1]]
+    while before[found[-1]] >= 0:
+        found.append(before[found[-1]])
+    return found[::-1]
+
+
+def _sweep(taught: Lesson) -> list[list[int]]:
+    """The sweep's batches: the asked-for number, or an epoch's, from as many passes over the images as that needs."""
+    once = taught.training_batches(FINDER_EPOCH)
+    count = taught.stage.find_batches or max(len(once), FEWEST)
+    passes = (taught.training_batches(FINDER_EPOCH - number) for number in range(1, math.ceil(count / len(once))))
+    return list(itertools.chain(once, *passes))[:count]
+
+
+def _at(state: State, trainee: Trainee, losses: list[float]) -> State:
+    tensors = trainee.tensors() | under(COPY, trainee.network.module.state_dict())
+    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
+    return replace(state, batch=len(losses), step_tensors=tensors, scaler=trainee.scaler.state_dict())
