@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +40,6 @@ def _fit(arguments: argparse.Namespace) -> None:
     from trainer import device
 
     place = device.choose(arguments.allow_cpu)
-    if place.torch_name == "cpu":
-        print("training on the CPU, as --allow-cpu says", flush=True)
-
     from trainer.fit import Options, fit
     from trainer.store import default_cache
 
@@ -104,6 +102,41 @@ def _predict(arguments: argparse.Namespace) -> None:
     else:
         write_atomically(arguments.out, table.getvalue().encode())
     predict.explain(lost)
+
+
+def _benchmark(arguments: argparse.Namespace) -> None:
+    chosen = recipe.load(arguments.recipe, arguments.set)
+    if arguments.weights is not None:
+        chosen = replace(chosen, pretrained=True if arguments.weights == "imagenet" else arguments.weights)
+
+    from trainer import device
+
+    place = device.choose(arguments.allow_cpu)
+    from trainer import benchmark
+    from trainer.fit import Options
+    from trainer.rundir import write_atomically
+    from trainer.store import default_cache
+
+    options = Options(
+        source=arguments.data,
+        out=Path(),
+        device=place,
+        workers=_workers(arguments.workers),
+        cache=arguments.cache or default_cache(),
+    )
+    found = benchmark.benchmark(chosen, options, arguments.stage, arguments.steps)
+    print("\n".join(found.lines()))
+    if arguments.json is not None:
+        write_atomically(arguments.json, json.dumps(found.values(), indent=2).encode())
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from trainer import onnx_export, trained
+
+    onnx_export.export(trained.load(arguments.run_dir, torch.device("cpu")), arguments.file)
+    print(f"written: {arguments.file}")
 
 
 def _workers(asked: int | None) -> int:
@@ -170,6 +203,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
+    benchmark = commands.add_parser("benchmark", help="measure a stage: loader, step, both together")
+    benchmark.set_defaults(run=_benchmark)
+    benchmark.add_argument("recipe", metavar="RECIPE")
+    benchmark.add_argument("--data", default="", metavar="PATH", help="a folder of images, or a built-in set")
+    benchmark.add_argument("--cache", type=Path, metavar="DIR", help="as of fit, which then finds what is made here")
+    benchmark.add_argument("--weights", metavar="FILE", help="start from this .safetensors file, or: imagenet")
+    benchmark.add_argument("--workers", type=_whole, metavar="N", help="threads that prepare images; as of fit")
+    benchmark.add_argument("--allow-cpu", action="store_true", help="measure the CPU where no GPU is usable")
+    benchmark.add_argument("--stage", type=_whole, default=0, metavar="N", help="as `describe` counts; default: 0")
+    benchmark.add_argument("--steps", type=_positive, default=20, metavar="K", help="of each measurement; default: 20")
+    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
     recipes.set_defaults(run=_recipes)
 
@@ -191,13 +236,18 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--tta", type=_whole, metavar="N", help="augmented views; default: as many as in the run")
     predict.add_argument("--workers", type=_whole, metavar="N", help="threads; default: all cores but one, at most 8")
 
+    export = commands.add_parser("export", help="write a run's network as an ONNX file")
+    export.set_defaults(run=_export)
+    export.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory, or a copy of its out/")
+    export.add_argument("file", type=Path, metavar="FILE.onnx")
+
     data = commands.add_parser("data", help="look into a set: classes, sizes, damaged files, duplicates")
     data.set_defaults(run=_data)
     data.add_argument("folder", metavar="PATH", help="a folder of images, or a built-in set")
     data.add_argument("--recipe", default="first_model", metavar="RECIPE", help="whose [data] table is used")
     data.add_argument("--workers", type=_whole, metavar="N", help="threads; default: all cores but one, at most 8")
 
-    for command in (fit, described, summary, data):
+    for command in (fit, benchmark, described, summary, data):
         command.add_argument(
             "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the recipe"
         )
@@ -207,6 +257,12 @@ def _parser() -> argparse.ArgumentParser:
 def _whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if _whole(text) == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
     return int(text)
 
 

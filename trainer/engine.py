@@ -3,13 +3,14 @@
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trainer.data.batches import Batches
+from trainer.data.batches import Batches, parts
+from trainer.distributed import Team
 from trainer.losses import image_losses, probabilities
 from trainer.trainee import SMOOTHING, Trainee
 
@@ -27,9 +28,14 @@ class Trained:
 class Answers:
     """The network's answers for a whole part, in its order, on the CPU."""
 
-    loss: float  # mean over the images
+    losses: Tensor  # (image,)
     probabilities: Tensor  # (image, class)
     targets: Tensor
+
+    @property
+    def loss(self) -> float:
+        """The mean over the images."""
+        return self.losses.double().mean().item()
 
 
 def train_epoch(
@@ -38,27 +44,34 @@ def train_epoch(
     loss_of: Callable[[int, Tensor, Tensor], Tensor],
     rate_at: Callable[[int], float],
     after_step: Callable[[int], None],
+    sizes: Sequence[int],
     first: int = 0,
     accumulate: int = 1,
 ) -> Trained:
     """The epoch's batches from number `first` on, one step per `accumulate` of them.
 
+    `sizes` are the numbers of images in them, of which this process may be shown a share.
+
     `loss_of(number, inputs, targets)` is a batch's mean loss, `rate_at(number)` the share of the highest learning rate
     then. `after_step(next)` is called after each whole step with the next batch's number, and may raise to end it.
     """
     trainee.network.train()
-    sizes = [len(part) for part in batches.parts]
+    team = trainee.team
     started = time.perf_counter()
     for at, (inputs, targets) in enumerate(batches):
+        targets = targets.to(trainee.device, non_blocking=True)
+        loss = loss_of(first + at, inputs, targets)
+        if team.size > 1:  # the mean over the processes is then the mean over the batch's images
+            loss = loss * (len(targets) * team.size / sizes[at])
         # Several small batches weigh as much as the same images in one large batch.
         together = sizes[at - at % accumulate :][:accumulate]
-        targets = targets.to(trainee.device, non_blocking=True)
-        trainee.learn(loss_of(first + at, inputs, targets), share=sizes[at] / sum(together))
+        trainee.learn(loss, share=sizes[at] / sum(together))
         if at % accumulate == len(together) - 1:
             trainee.step(rate_at(first + at))
             after_step(first + at + 1)
     steps = first + len(batches)
-    smoothed = trainee.average.item() / (1 - SMOOTHING**steps)  # the first moment at which the device is waited for
+    average = team.mean(trainee.average).item()  # the first moment at which the device is waited for
+    smoothed = average / (1 - SMOOTHING**steps)
     seconds = time.perf_counter() - started
     return Trained(
         loss=smoothed,
@@ -69,25 +82,32 @@ def train_epoch(
 
 @torch.inference_mode()
 def evaluate(
-    scores_of: Callable[[Tensor], Tensor], batches: Batches, device: torch.device, after_batch: Callable[[], None]
+    scores_of: Callable[[Tensor], Tensor],
+    shown: Callable[[Sequence[Sequence[int]]], Batches],
+    count: int,
+    batch_size: int,
+    team: Team,
+    after_batch: Callable[[], None],
 ) -> Answers:
-    """Loss and probabilities over all the batches. `scores_of(inputs)` gives class scores (batch, class).
+    """The answers to `count` images; `shown(parts)` gives those batches of them, `scores_of(inputs)` class scores.
 
-    The caller has put the network into evaluation mode.
+    The caller has put the network into evaluation mode. Each process answers for a share of the images;
+    `after_batch` is not called where there are several, for they must not part ways within a loop.
     """
     losses: list[Tensor] = []
     answers: list[Tensor] = []
     targets: list[Tensor] = []
-    for inputs, wanted in batches:
+    for inputs, wanted in shown(parts(team.share(range(count)), batch_size)):
         scores = scores_of(inputs).float()
-        losses.append(image_losses(scores, wanted.to(device, non_blocking=True)))
+        losses.append(image_losses(scores, wanted.to(team.device, non_blocking=True)))
         answers.append(probabilities(scores, multi_label=wanted.ndim == 2))
         targets.append(wanted)
-        after_batch()
+        if team.size == 1:
+            after_batch()
     return Answers(
-        loss=torch.cat(losses).double().mean().item(),
-        probabilities=torch.cat(answers).cpu(),
-        targets=torch.cat(targets),
+        losses=team.joined(torch.cat(losses), count),
+        probabilities=team.joined(torch.cat(answers), count),
+        targets=team.joined(torch.cat(targets), count),
     )
 
 

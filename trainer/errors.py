@@ -10,6 +10,7 @@ TrainerError               1
 ├── DiskFull              26
 ├── Diverged              27
 ├── OutOfMemory           28
+├── TeamLost              29
 └── Stopped               128 + the signal's number (SIGINT 130, SIGTERM 143)
 """
 
@@ -80,6 +81,12 @@ class OutOfMemory(TrainerError):
     """A step did not fit into the GPU's memory."""
 
     exit_code = 28
+
+
+class TeamLost(TrainerError):
+    """Another of the processes that train together has ended."""
+
+    exit_code = 29
 
 
 class Stopped(TrainerError):

@@ -68,9 +68,10 @@ def of(run: Run, state: State, stage_index: int, part: str) -> Features:
     found = [_whole(shards, shard, run.network.feature_width) for shard in range(len(shards.ranges))]
     missing = [shard for shard, rows in enumerate(found) if rows is None]
     if missing:
+        run.team.meet()  # all know what is missing before anyone adds to it
         body = frozen_body(run, stage, pace)
         progress = _Progress(sum(len(shards.ranges[shard]) for shard in missing))
-        for shard in missing:
+        for shard in run.team.share(missing):
             indices = shards.ranges[shard]
             parts = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
             rows = []
@@ -78,9 +79,10 @@ def of(run: Run, state: State, stage_index: int, part: str) -> Features:
                 with torch.inference_mode():
                     rows.append(body(run.normalise(images)).cpu())
                 progress.more(len(images))
-                run.keeper.after_step(lambda: state)
+                run.keeper.beat()
             shards.write(shard, {"features": torch.cat(rows)}, {})
-            found[shard] = _whole(shards, shard, run.network.feature_width)
+        run.team.meet()
+        found = [_whole(shards, shard, run.network.feature_width) for shard in range(len(shards.ranges))]
         error = _error(run, pixels, stage, body)
         report.activations(run.rundir, stage.name, part, progress.count, progress.seconds, str(pace), error)
     return Features(targets=pixels.targets, shards=tuple(rows for rows in found if rows is not None))

@@ -12,6 +12,7 @@ import trainer
 from trainer import (
     checkpoint,
     data,
+    distributed,
     features,
     lr_finder,
     metrics,
@@ -30,6 +31,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.data import pixels
 from trainer.data.pixels import Pixels
 from trainer.device import Device
+from trainer.distributed import Team
 from trainer.errors import BrokenImages, DataRefused, RunDirRefused
 from trainer.history import Epoch
 from trainer.keeper import NETWORK, STEP, Keeper
@@ -64,13 +66,21 @@ def fit(recipe: Recipe, options: Options) -> None:
 
     `check_stop` is called after every step and may end the run by raising Stopped. Raises TrainerError.
     """
+    with distributed.team_of(options.device, options.out) as (team, device, out):
+        _fit(recipe, replace(options, device=device, out=out), team)
+
+
+def _fit(recipe: Recipe, options: Options, team: Team) -> None:
     started = time.monotonic()
+    if team.device.type == "cpu":
+        report.say("training on the CPU, as --allow-cpu says")
     rundir = RunDir(options.out)
     saved = _saved(rundir, options.resume)
-    keeper = Keeper(rundir, options.checkpoint_every_s, options.check_stop)
+    keeper = Keeper(rundir, options.checkpoint_every_s, options.check_stop, team.any)
     given = tuple((reference, metrics.own(reference)) for reference in options.given_metrics)
 
     samples = data.find(options.source or recipe.data.source, recipe.data)
+    metrics.check(recipe.metrics, samples.multi_label)
     randomness.seed_everything(recipe.seed)
     network = models.build(recipe.arch, len(samples.classes), recipe.head)
     models.check(network, recipe)
@@ -81,11 +91,12 @@ def fit(recipe: Recipe, options: Options) -> None:
     decoded_px = round(max(stage.size_px for stage in recipe.stages) * recipe.augmentation.zoom_max)
     decoded: dict[str, Pixels] = {}
     lost: list[pixels.Unreadable] = []
-    for name, part in samples.parts.items():
-        decoded[name], unreadable = pixels.load(
-            part, len(samples.classes), samples.multi_label, decoded_px, options.cache, options.workers, keeper.beat
-        )
-        lost += unreadable
+    with team.lead_first():
+        for name, part in samples.parts.items():
+            decoded[name], unreadable = pixels.load(
+                part, len(samples.classes), samples.multi_label, decoded_px, options.cache, options.workers, keeper.beat
+            )
+            lost += unreadable
     report.found(rundir, samples, lost)
     if lost and options.strict:
         raise BrokenImages(f"{len(lost)} images cannot be decoded", "Repair or remove them, or leave out --strict")
@@ -99,6 +110,7 @@ def fit(recipe: Recipe, options: Options) -> None:
         rundir=rundir,
         keeper=keeper,
         device=options.device,
+        team=team,
         network=network,
         classes=samples.classes,
         multi_label=samples.multi_label,
@@ -142,7 +154,8 @@ def _paced(run: Run, state: State, step: Precompute | Find | Train) -> State:
     if step.stage_index in state.paces:
         return state
     run.network.freeze_to(step.stage.freeze_to)
-    chosen, measured = pace.choose(run.network, step.stage, run.torch_device, run.cache)
+    with run.team.lead_first():
+        chosen, measured = pace.choose(run.network, step.stage, run.torch_device, run.cache)
     report.paced(run.rundir, step.stage, chosen, measured)
     return replace(state, paces=state.paces | {step.stage_index: chosen})
 

@@ -40,7 +40,8 @@ class Lesson:
         return [list(part) for part in batches.parts(order, self.stage.batch_size)]
 
     def shown(self, epoch: int, parts: list[list[int]]) -> Batches:
-        """Those batches of the training part: activations, or uint8 images, augmented where the stage says so."""
+        """This process's share of those batches: activations, or uint8 images, augmented where the stage says so."""
+        parts = [list(self.run.team.share(part)) for part in parts]
         if self.train is not None:
             return self.train.batches(parts)
         stage, run = self.stage, self.run
@@ -57,23 +58,21 @@ class Lesson:
     def loss_of(self, epoch: int, batch: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """A training batch's mean loss. Dropout and mixup draw from (seed, stage, epoch, batch)."""
         address = (self.run.recipe.seed, self.stage_index, epoch, batch)
-        randomness.seed_step(*address)
+        randomness.seed_step(*address, self.run.team.rank)
         if self.stage.mixup:
             images = self.run.normalise(inputs)
             images, targets = losses.mixed(images, targets, len(self.run.classes), self.stage.mixup, address)
-            return self.loss(self._of_images(self.trainee.model, images), targets)
-        return self.loss(self._scores(self.trainee.model, inputs), targets)
+            return self.loss(self._of_images(self.trainee.learner, images), targets)
+        return self.loss(self._scores(self.trainee.learner, inputs), targets)
 
     def evaluated(self, part: str, after_batch: Callable[[], None]) -> Answers:
         """The answers on the validation part, or on the training part without augmentation."""
         pixels, kept = (self.run.valid, self.valid) if part == "valid" else (self.run.train, self.train)
         self.run.network.module.eval()
         model = self.trainee.kept.eval()
-        if kept is not None:
-            shown = kept.batches(batches.parts(range(len(kept)), self.stage.batch_size))
-        else:
-            shown = self.run.middles(pixels, self.stage.size_px, self.stage.batch_size)
-        return engine.evaluate(partial(self._scores, model), shown, self.run.torch_device, after_batch)
+        shown = kept.batches if kept is not None else self.run.middles(pixels, self.stage.size_px)
+        scores, size = partial(self._scores, model), self.stage.batch_size
+        return engine.evaluate(scores, shown, len(pixels), size, self.run.team, after_batch)
 
     def _scores(self, model: nn.Module, inputs: Tensor) -> Tensor:
         if self.train is not None:

@@ -39,7 +39,7 @@ def find(run: Run, state: State, step: Find) -> State:
     stage = step.stage
     run.network.freeze_to(stage.freeze_to)
     network = copy.deepcopy(run.network)
-    trainee = Trainee(network, stage, 1.0, state.paces[step.stage_index], run.torch_device)
+    trainee = Trainee(network, stage, 1.0, state.paces[step.stage_index], run.team)
     trainee.pace.lay_out(network.module)
     losses: list[float] = []
     if state.step_tensors:
@@ -51,7 +51,7 @@ def find(run: Run, state: State, step: Find) -> State:
 
     def loss_of(batch: int, inputs: Tensor, targets: Tensor) -> Tensor:
         loss = taught.loss_of(FINDER_EPOCH, batch, inputs, targets)
-        losses.append(loss.item())  # here the device is waited for: a sweep is short
+        losses.append(run.team.mean(loss.detach()).item())  # here the device is waited for: a sweep is short
         return loss
 
     def after_step(batch: int) -> None:
@@ -66,6 +66,7 @@ def find(run: Run, state: State, step: Find) -> State:
             loss_of,
             rate_at=lambda batch: rate(batch, len(parts)),
             after_step=after_step,
+            sizes=[len(part) for part in parts[state.batch :]],
             first=state.batch,
         )
     rates = [rate(batch, len(parts)) for batch in range(len(losses))]
@@ -111,7 +112,7 @@ def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, fl
     """Rates by name, from a smoothed curve.
 
     `minimum` is a tenth of the highest rate at which the loss is within a tenth of its lowest. (fastai 2 takes the
-    lowest itself: where a network has learned already, the curve is flat for long, and its lowest point anywhere in it.)
+    lowest itself: where a network has learned already the curve is flat for long, its lowest point anywhere in it.)
     `valley` is the middle of the longest stretch over which the loss falls (fastai 2's: its longest decreasing
     subsequence). Empty where no loss is a number.
     """

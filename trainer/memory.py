@@ -21,8 +21,11 @@ def explained(run: Run, taught: Lesson) -> Iterator[None]:
     # Outside of the handler: while an exception is handled, its traceback holds the step's tensors.
     stage = taught.stage
     original.__traceback__ = None
-    fits = largest_batch(stage.batch_size, lambda size: _step(run, taught, size))
+    # Several processes would have to try together, and one that has run out of memory can't.
+    fits = largest_batch(stage.batch_size, lambda size: _step(run, taught, size)) if run.team.size == 1 else None
     what = f"{stage.batch_size} images at {stage.size_px} px do not fit into the memory of {run.device.name}"
+    if fits is None:
+        raise OutOfMemory(what, f"Halve it: --set batch_size={max(stage.batch_size // 2, 2)}") from original
     if not fits:
         raise OutOfMemory(f"{what}, nor does one", "Choose a smaller size_px or arch") from original
     batches = -(-stage.batch_size // fits)

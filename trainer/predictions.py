@@ -5,6 +5,7 @@ meant it: it averaged logarithms for some weeks and weighted the plain view by n
 """
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from trainer import engine, metrics, randomness, snapshots, transforms
-from trainer.data import batches
 from trainer.data.batches import Batches
 from trainer.data.pixels import Pixels
 from trainer.engine import Answers
@@ -62,16 +62,16 @@ def predict(run: Run, state: State, step: Predict) -> tuple[State, dict[str, Pre
     return state, {part: _predicted(run, state, step, part, threshold) for part in run.parts}
 
 
-def shown(run: Run, pixels: Pixels, size_px: int, view: int) -> Batches:
-    """The part's images in order: view 0 is the middle square, every other one is varied as for training."""
+def shown(run: Run, pixels: Pixels, size_px: int, view: int) -> Callable[[Sequence[Sequence[int]]], Batches]:
+    """To batches of the part's images: view 0 is the middle square, every other one is varied as for training."""
     if view == 0:
-        return run.middles(pixels, size_px, BATCH)
+        return run.middles(pixels, size_px)
 
     def varied(image: Tensor, index: int) -> Tensor:
         random = randomness.view(run.recipe.seed, pixels.digests[index], view)
         return transforms.augmented(image, size_px, run.recipe.augmentation, random)
 
-    return run.batches(pixels, batches.parts(range(len(pixels)), BATCH), varied)
+    return lambda parts: run.batches(pixels, parts, varied)
 
 
 def _pass(run: Run, module: nn.Module, pixels: Pixels, size_px: int, view: int) -> Answers:
@@ -81,13 +81,16 @@ def _pass(run: Run, module: nn.Module, pixels: Pixels, size_px: int, view: int) 
         found: Tensor = module(EXACT.laid_out(run.normalise(images)))
         return found
 
-    return engine.evaluate(scores, shown(run, pixels, size_px, view), run.torch_device, run.keeper.beat)
+    views = shown(run, pixels, size_px, view)
+    return engine.evaluate(scores, views, len(pixels), BATCH, run.team, run.keeper.beat)
 
 
 def _threshold(run: Run, state: State) -> tuple[float, State]:
     """The recipe's, or the best on the validation part by the plain way, which is then no final score of that part."""
-    if not run.multi_label or isinstance(run.recipe.threshold, float | int):
-        return float(run.recipe.threshold) if run.multi_label else 0.5, state
+    if not run.multi_label:
+        return 0.5, state
+    if not isinstance(run.recipe.threshold, str):
+        return float(run.recipe.threshold), state
     found = metrics.best_threshold(state.step_tensors["valid/None/0"], run.valid.targets)
     return found, replace(state, selected_by=(*state.selected_by, f"the threshold {found:g}, by its F2"))
 

@@ -40,9 +40,9 @@ def epoch_order(count: int, seed: int, stage: int, epoch: int) -> list[int]:
     return order
 
 
-def seed_step(seed: int, stage: int, epoch: int, batch: int) -> None:
-    """Seed torch's own generators (dropout draws from them), on every device, before a batch."""
-    torch.manual_seed(int(generator(Draw.STEP, seed, stage, epoch, batch).integers(2**63)))
+def seed_step(seed: int, stage: int, epoch: int, batch: int, rank: int) -> None:
+    """Seed torch's own generators (dropout draws from them), on every device, before a process's share of a batch."""
+    torch.manual_seed(int(generator(Draw.STEP, seed, stage, epoch, batch, rank).integers(2**63)))
 
 
 def seed_everything(seed: int) -> None:

@@ -14,6 +14,7 @@ from trainer.data import batches
 from trainer.data.batches import Batches
 from trainer.data.pixels import Pixels, Unreadable
 from trainer.device import Device
+from trainer.distributed import Team
 from trainer.keeper import Keeper
 from trainer.metrics import Metric
 from trainer.models import Network
@@ -30,6 +31,7 @@ class Run:
     rundir: RunDir
     keeper: Keeper
     device: Device
+    team: Team
     network: Network
     classes: tuple[str, ...]
     multi_label: bool
@@ -45,7 +47,7 @@ class Run:
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device(self.device.torch_name)
+        return self.team.device
 
     @property
     def parts(self) -> dict[str, Pixels]:
@@ -64,15 +66,14 @@ class Run:
         make = batches.each(lambda index: varied(pixels[index], index), pin=self.torch_device.type == "cuda")
         return Batches(parts, pixels.targets, make, self.workers)
 
-    def middles(self, pixels: Pixels, size_px: int, batch_size: int) -> Batches:
-        """All images in their order, each its middle square."""
-        parts = batches.parts(range(len(pixels)), batch_size)
-        return self.batches(pixels, parts, lambda image, _: transforms.validation(image, size_px))
+    def middles(self, pixels: Pixels, size_px: int) -> Callable[[Sequence[Sequence[int]]], Batches]:
+        """To batches of those images, each its middle square."""
+        return lambda parts: self.batches(pixels, parts, lambda image, _: transforms.validation(image, size_px))
 
     def score(self, probabilities: Tensor, targets: Tensor, threshold: float | None = None) -> dict[str, float]:
         """Accuracy, and every score that the recipe or the person asks for, at the recipe's threshold or this one."""
         if threshold is None:
-            threshold = self.recipe.threshold if isinstance(self.recipe.threshold, float) else 0.5
+            threshold = 0.5 if isinstance(self.recipe.threshold, str) else self.recipe.threshold
         names = self.recipe.metrics
         more = metrics.scores(names, self.given_metrics, probabilities, targets, threshold)
         return {"accuracy": metrics.accuracy(probabilities, targets, threshold), **more}

@@ -16,7 +16,8 @@ from trainer.losses import probabilities
 from trainer.pace import EXACT
 
 FORMAT = 1
-MOST_PX = 20_000
+# The most that a recipe can ask for, and more: numbers that a run cannot have left would only eat the memory.
+MOST_SIZE_PX, MOST_DECODED_PX, MOST_VIEWS, MOST_CLASSES = 4096, 16_384, 1000, 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +39,27 @@ class Description:
     ensemble: tuple[str, ...]  # files of weights beside weights.safetensors, averaged in its place
 
 
-class Trained:
-    """Networks that classify image files."""
+class Classifier(nn.Module):
+    """uint8 images (batch, channel, height, width) to probabilities (batch, class), averaged over the networks."""
 
-    def __init__(self, description: Description, modules: list[nn.Module], device: torch.device) -> None:
+    def __init__(self, description: Description, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self._description = description
+
+    def forward(self, images: Tensor) -> Tensor:
+        said = self._description
+        ready = EXACT.laid_out(transforms.normalised(images, said.mean, said.std))
+        found = [probabilities(network(ready), said.multi_label).double() for network in self.networks]
+        return torch.stack(found).mean(dim=0).float()
+
+
+class Trained:
+    """A run's network, or its snapshots together, classifying image files."""
+
+    def __init__(self, description: Description, networks: list[nn.Module], device: torch.device) -> None:
         self.description = description
-        self.modules = modules
+        self.classifier = Classifier(description, networks).eval().to(device)
         self._device = device
 
     def read(self, path: Path) -> Tensor:
@@ -61,18 +77,16 @@ class Trained:
 
     @torch.inference_mode()
     def classify(self, images: Tensor) -> Tensor:
-        """uint8 images (batch, channel, height, width) to probabilities (batch, class), averaged over the networks."""
-        said = self.description
-        ready = EXACT.laid_out(transforms.normalised(images.to(self._device), said.mean, said.std))
-        found = [probabilities(module(ready), said.multi_label).double() for module in self.modules]
-        return torch.stack(found).mean(dim=0).float().cpu()
+        """uint8 images (batch, channel, height, width) to probabilities (batch, class), on the CPU."""
+        found: Tensor = self.classifier(images.to(self._device))
+        return found.cpu()
 
 
 def load(run: Path, device: torch.device) -> Trained:
     """The network that a run, or a copy of its `out/`, holds. Raises RunDirRefused, WeightsRefused, RecipeRefused."""
     out = run / "out" if (run / "out").is_dir() else run
     said = describe(out / "model.json")
-    modules: list[nn.Module] = []
+    networks: list[nn.Module] = []
     for name in said.ensemble or ("weights.safetensors",):
         network = models.build(said.arch, len(said.classes), said.head)
         loaded = weights.load_pretrained(network, str(out / name))
@@ -80,13 +94,15 @@ def load(run: Path, device: torch.device) -> Trained:
             what = f"{out / name} does not hold the whole network: {unfit[0]} is missing or of another shape"
             raise WeightsRefused(what, "Copy the run again")
         EXACT.lay_out(network.module)
-        modules.append(network.module.eval().to(device))
-    return Trained(said, modules, device)
+        networks.append(network.module)
+    return Trained(said, networks, device)
 
 
 def describe(path: Path) -> Description:
     """What the file says, checked: it may have come from anywhere. Raises RunDirRefused."""
     try:
+        if path.exists() and not path.is_file():  # a folder, a pipe or a device, which would never end
+            raise RunDirRefused(f"{path} is not a file", "Copy the run again")
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] > FORMAT:
             raise RunDirRefused(f"{path} was written by a newer trainer", "Upgrade this one")
@@ -100,7 +116,7 @@ def describe(path: Path) -> Description:
         ) from error
     except RunDirRefused:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, TrainerError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, TrainerError) as error:
         raise RunDirRefused(
             f"{path} is not what a run leaves: {error}".splitlines()[0], "Copy the run again"
         ) from error
@@ -108,18 +124,31 @@ def describe(path: Path) -> Description:
 
 
 def _check(said: Description) -> None:
-    whole = (said.size_px, said.decoded_px, said.tta, said.seed)
-    if (
-        not all(isinstance(value, int) and value >= 0 for value in whole)
-        or not 8 <= said.size_px <= said.decoded_px < 20000
-    ):
-        raise ValueError(f"sizes or counts that cannot be: {whole}")
-    if len(said.classes) < 2 or not all(isinstance(name, str) for name in (said.arch, said.head, *said.classes)):
-        raise ValueError("its classes or names are no texts")
-    if len(said.mean) != 3 or len(said.std) != 3 or not all(0 < float(value) < 1 for value in (*said.mean, *said.std)):
-        raise ValueError("its mean or std is not three numbers between 0 and 1")
-    if said.multi_label != isinstance(said.threshold, float):
+    if not isinstance(said.classes, tuple) or not isinstance(said.ensemble, tuple):
+        raise ValueError("its classes or its ensemble are no list")
+    if not all(isinstance(name, str) for name in (said.arch, said.head, *said.classes, *said.ensemble)):
+        raise ValueError("its names are no texts")
+    if said.head not in models.HEADS or not 1 <= len(said.classes) <= MOST_CLASSES:
+        raise ValueError("a head that does not exist, or no classes")
+    if not all(type(value) is int and value >= 0 for value in (said.size_px, said.decoded_px, said.tta, said.seed)):
+        raise ValueError("sizes or counts that are no whole numbers from 0 on")
+    fitting = 8 <= said.size_px <= said.decoded_px and said.size_px <= MOST_SIZE_PX
+    if not fitting or said.decoded_px > MOST_DECODED_PX or said.tta > MOST_VIEWS:
+        raise ValueError(f"sizes or counts that cannot be: {said.size_px}, {said.decoded_px}, {said.tta}")
+    if not (_three_numbers(said.mean, least=0) and _three_numbers(said.std, least=1e-3)):
+        raise ValueError("its mean or std is not three numbers from 0 to 1")
+    if type(said.multi_label) is not bool or said.multi_label != isinstance(said.threshold, float):
         raise ValueError("a threshold is needed where an image may have several labels, and only there")
-    # A name with a folder in it could point outside of the run.
-    if any(not isinstance(name, str) or Path(name).name != name for name in said.ensemble):
+    # A name with a folder in it could point outside of the run; one that comes twice could fill the memory.
+    if any(Path(name).name != name for name in said.ensemble):
         raise ValueError("its ensemble names files outside of the folder")
+    if len(set(said.ensemble)) < len(said.ensemble):
+        raise ValueError("its ensemble names a file twice")
+
+
+def _three_numbers(values: object, least: float) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == 3
+        and all(type(value) in (int, float) and least <= value <= 1 for value in values)
+    )

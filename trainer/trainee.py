@@ -6,6 +6,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer import optimizer
 from trainer.checkpoint import below, under
+from trainer.distributed import Team
 from trainer.models import Network
 from trainer.pace import Pace
 from trainer.stage import Stage
@@ -22,13 +23,15 @@ class Trainee:
         stage: Stage,
         rates: float | tuple[float, ...],
         pace: Pace,
-        device: torch.device,
+        team: Team,
     ) -> None:
         self.network = network
         self.head_only = network.frozen == network.group_count - 1
         self.model: nn.Module = network.head if self.head_only else network.module
         self.pace = pace
-        self.device = device
+        self.team = team
+        self.device = device = team.device
+        self.learner = team.learner(self.model)  # what a training step calls
         self.optimizer = optimizer.build(network, stage, rates)
         self.scaler = torch.amp.GradScaler(device.type, enabled=pace.precision == "fp16")
         self.average = torch.zeros((), device=device)

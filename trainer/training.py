@@ -26,7 +26,7 @@ def train(run: Run, state: State, step: Train) -> State:
     run.network.freeze_to(stage.freeze_to)
     pace = state.paces[step.stage_index]
     pace.lay_out(run.network.module)
-    trainee = Trainee(run.network, stage, run.rates_of(step.stage_index, state), pace, run.torch_device)
+    trainee = Trainee(run.network, stage, run.rates_of(step.stage_index, state), pace, run.team)
     if state.step_tensors:
         trainee.restore(state.step_tensors, state.scaler)
     taught = lesson.of(run, state, step, trainee)
@@ -34,7 +34,7 @@ def train(run: Run, state: State, step: Train) -> State:
         with memory.explained(run, taught):
             state = _epoch(taught, state)
         run.keeper.save(state)
-        run.keeper.beat()
+        run.keeper.after_step(partial(replace, state))
     return _ended(taught, state)
 
 
@@ -60,6 +60,7 @@ def _epoch(taught: Lesson, state: State) -> State:
         partial(taught.loss_of, epoch),
         rate_at,
         after_step=lambda batch: run.keeper.after_step(lambda: at(batch)),
+        sizes=[len(part) for part in parts[state.batch :]],
         first=state.batch,
         accumulate=stage.accumulate,
     )
