@@ -40,7 +40,8 @@ def _fit(arguments: argparse.Namespace) -> None:
     from trainer import device
 
     place = device.choose(arguments.allow_cpu)
-    from trainer.fit import Options, fit
+    from trainer.fit import fit
+    from trainer.opening import Options
     from trainer.store import default_cache
 
     with _stop_signals() as check_stop:
@@ -113,7 +114,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
 
     place = device.choose(arguments.allow_cpu)
     from trainer import benchmark
-    from trainer.fit import Options
+    from trainer.opening import Options
     from trainer.rundir import write_atomically
     from trainer.store import default_cache
 
@@ -177,7 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="train what a recipe says")
     fit.set_defaults(run=_fit)
     fit.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or the path of a TOML file")
-    fit.add_argument("--data", default="", metavar="PATH", help="a folder of images, or the built-in set: digits")
+    fit.add_argument(
+        "--data", default="", metavar="PATH", help="a folder of images, or a built-in set: digits, cifar10 …"
+    )
     fit.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="the run directory; results land in DIR/out"
     )

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import data, engine, features, lesson, memory, models, pace, randomness, weights
-from trainer.data import batches, pixels
+from trainer import engine, features, lesson, memory, opening, pace
+from trainer.data import batches
 from trainer.data.batches import Batches
 from trainer.distributed import Team
 from trainer.errors import RecipeRefused
-from trainer.fit import Options
 from trainer.keeper import Keeper
 from trainer.lesson import Lesson
+from trainer.opening import Options
 from trainer.pace import Pace
 from trainer.plan import Train
 from trainer.recipe import Recipe
@@ -94,7 +94,10 @@ def benchmark(recipe: Recipe, options: Options, stage_index: int, steps: int) ->
         raise RecipeRefused(what, f"Give --stage 0 to {len(recipe.stages) - 1}: see python -m trainer describe")
     stage = recipe.stages[stage_index]
     with tempfile.TemporaryDirectory(prefix="trainer-benchmark.") as folder:
-        run = _opened(recipe, options, Path(folder))
+        rundir = RunDir(Path(folder))
+        keeper = Keeper(rundir, inf, options.check_stop, agreed=bool)
+        team = Team(device=torch.device(options.device.torch_name))
+        run, _ = opening.opened(recipe, options, team, rundir, keeper)
         run.network.freeze_to(stage.freeze_to)
         chosen, _ = pace.choose(run.network, stage, run.torch_device, run.cache)
         speeds = []
@@ -113,50 +116,6 @@ def benchmark(recipe: Recipe, options: Options, stage_index: int, steps: int) ->
         speeds=tuple(speeds),
         peak_memory_bytes=engine.peak_memory_bytes(run.torch_device),
         versions=VERSIONS,
-    )
-
-
-def _opened(recipe: Recipe, options: Options, folder: Path) -> Run:
-    """As `fit` opens a run, without what it says and checks of the images."""
-    rundir = RunDir(folder)
-    samples = data.find(options.source or recipe.data.source, recipe.data)
-    randomness.seed_everything(recipe.seed)
-    network = models.build(recipe.arch, len(samples.classes), recipe.head)
-    models.check(network, recipe)
-    if recipe.pretrained:
-        weights.load_pretrained(network, recipe.pretrained)
-    network.module.to(options.device.torch_name)
-    decoded_px = round(max(stage.size_px for stage in recipe.stages) * recipe.augmentation.zoom_max)
-    decoded = {}
-    for name in ("train", "valid"):
-        part = samples.parts[name]
-        decoded[name], _ = pixels.load(
-            part,
-            len(samples.classes),
-            samples.multi_label,
-            decoded_px,
-            options.cache,
-            options.workers,
-            options.check_stop,
-        )
-    return Run(
-        recipe=recipe,
-        rundir=rundir,
-        keeper=Keeper(rundir, inf, options.check_stop, agreed=bool),
-        device=options.device,
-        team=Team(device=torch.device(options.device.torch_name)),
-        network=network,
-        classes=samples.classes,
-        multi_label=samples.multi_label,
-        labels_why=samples.why,
-        train=decoded["train"],
-        valid=decoded["valid"],
-        test=None,
-        unreadable=(),
-        decoded_px=decoded_px,
-        workers=options.workers,
-        cache=options.cache,
-        given_metrics=(),
     )
 
 

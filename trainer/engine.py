@@ -67,7 +67,9 @@ def train_epoch(
         together = sizes[at - at % accumulate :][:accumulate]
         trainee.learn(loss, share=sizes[at] / sum(together))
         if at % accumulate == len(together) - 1:
-            trainee.step(rate_at(first + at))
+            trainee.step(
+                rate_at(first + at + 1 - len(together))
+            )  # as at the start of the large batch that they stand for
             after_step(first + at + 1)
     steps = first + len(batches)
     average = team.mean(trainee.average).item()  # the first moment at which the device is waited for

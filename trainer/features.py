@@ -6,11 +6,12 @@ and the size, and went stale silently when anything else changed.
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor
 
 import trainer
@@ -30,6 +31,13 @@ from trainer.store import Shards, key
 PER_SHARD = 256
 BATCH = 32  # fits a small GPU at any usual size; larger ones gain a few percent
 SAY_EVERY_S = 10.0
+LIBRARIES = {
+    "crop": transforms.VALIDATION,
+    "decoder": DECODER,
+    "trainer": trainer.__version__,
+    "torch": torch.__version__,
+    "torchvision": torchvision.__version__,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +70,8 @@ def of(run: Run, state: State, stage_index: int, part: str) -> Features:
     """A part's activations for the stage, after what is missing of them has been computed. Raises Stopped, DiskFull."""
     stage, pace = run.recipe.stages[stage_index], state.paces[stage_index]
     pixels = run.train if part == "train" else run.valid
-    data = run.recipe.data
-    place = folder(run.cache, pixels, run.network, stage, pace, data.mean, data.std)
+    normalisation = (run.recipe.data.mean, run.recipe.data.std)
+    place = folder(run.cache, pixels, run.decoded_px, run.network, stage, pace, normalisation)
     shards = Shards(place, len(pixels), PER_SHARD)
     found = [_whole(shards, shard, run.network.feature_width) for shard in range(len(shards.ranges))]
     missing = [shard for shard, rows in enumerate(found) if rows is None]
@@ -79,7 +87,8 @@ def of(run: Run, state: State, stage_index: int, part: str) -> Features:
                 with torch.inference_mode():
                     rows.append(body(run.normalise(images)).cpu())
                 progress.more(len(images))
-                run.keeper.beat()
+                # What the step leaves is on the disk already; several processes have unequal numbers of batches here.
+                run.keeper.after_step(lambda: state) if run.team.size == 1 else run.keeper.beat()
             shards.write(shard, {"features": torch.cat(rows)}, {})
         run.team.meet()
         found = [_whole(shards, shard, run.network.feature_width) for shard in range(len(shards.ranges))]
@@ -101,26 +110,34 @@ def frozen_body(run: Run, stage: Stage, pace: Pace) -> Callable[[Tensor], Tensor
     return body
 
 
-def folder(cache: Path, part: Pixels, network: Network, stage: Stage, pace: Pace, mean: object, std: object) -> Path:
-    """Where the activations lie: the name is a digest of all that decides their values."""
-    return (
-        cache
-        / "activations"
-        / key(
-            images=part.digests,
-            weights=body_sha256(network),
-            arch=network.arch,
-            cut="pooled",
-            size_px=stage.size_px,
-            crop=transforms.VALIDATION,
-            normalisation=[mean, std],
-            decoder=DECODER,
-            precision=pace.precision,
-            channels_last=pace.channels_last,
-            folded=pace.folded,
-            versions=[trainer.__version__, torch.__version__],
-        )
+def folder(
+    cache: Path,
+    part: Pixels,
+    decoded_px: int,
+    network: Network,
+    stage: Stage,
+    pace: Pace,
+    normalisation: Sequence[Sequence[float]],
+    libraries: Mapping[str, str] = LIBRARIES,
+) -> Path:
+    """Where the activations lie: the name is a digest of all that decides their values.
+
+    `decoded_px` is the shorter side of the images of `part`, `normalisation` the mean and deviation of each channel.
+    """
+    name = key(
+        images=part.digests,
+        decoded_px=decoded_px,
+        size_px=stage.size_px,
+        normalisation=normalisation,
+        arch=network.arch,
+        cut=network.head_kind,
+        weights=body_sha256(network),
+        precision=pace.precision,
+        channels_last=pace.channels_last,
+        folded=pace.folded,
+        libraries=dict(libraries),
     )
+    return cache / "activations" / name
 
 
 def body_sha256(network: Network) -> str:

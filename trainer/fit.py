@@ -1,9 +1,7 @@
 """A recipe's steps, run in order. Read this first: `fit` is the whole story, top to bottom."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -11,54 +9,29 @@ import torch
 import trainer
 from trainer import (
     checkpoint,
-    data,
     distributed,
     features,
     lr_finder,
-    metrics,
-    models,
+    opening,
     outputs,
     pace,
     plan,
     predictions,
-    randomness,
     report,
     snapshots,
     training,
-    weights,
 )
 from trainer.checkpoint import Checkpoint
-from trainer.data import pixels
-from trainer.data.pixels import Pixels
-from trainer.device import Device
 from trainer.distributed import Team
-from trainer.errors import BrokenImages, DataRefused, RunDirRefused
+from trainer.errors import RunDirRefused
 from trainer.history import Epoch
 from trainer.keeper import NETWORK, STEP, Keeper
+from trainer.opening import Options
 from trainer.plan import Find, Precompute, Train
 from trainer.recipe import Recipe
 from trainer.run import Run
 from trainer.rundir import RunDir
 from trainer.state import State
-
-CHECKPOINT_EVERY_S = 60.0  # what a power cut may cost; a request to stop costs nothing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a run is given beside its recipe: none of it changes the result on the same kind of machine."""
-
-    source: str
-    out: Path
-    device: Device
-    workers: int
-    cache: Path
-    strict: bool = False
-    resume: bool = False
-    exact: bool = False
-    given_metrics: Sequence[str] = ()
-    checkpoint_every_s: float = CHECKPOINT_EVERY_S
-    check_stop: Callable[[], None] = lambda: None
 
 
 def fit(recipe: Recipe, options: Options) -> None:
@@ -77,54 +50,8 @@ def _fit(recipe: Recipe, options: Options, team: Team) -> None:
     rundir = RunDir(options.out)
     saved = _saved(rundir, options.resume)
     keeper = Keeper(rundir, options.checkpoint_every_s, options.check_stop, team.any)
-    given = tuple((reference, metrics.own(reference)) for reference in options.given_metrics)
-
-    samples = data.find(options.source or recipe.data.source, recipe.data)
-    metrics.check(recipe.metrics, samples.multi_label)
-    randomness.seed_everything(recipe.seed)
-    network = models.build(recipe.arch, len(samples.classes), recipe.head)
-    models.check(network, recipe)
-    loaded = weights.load_pretrained(network, recipe.pretrained) if recipe.pretrained else None
-    network.module.to(options.device.torch_name)
-
-    # Decoded once, at the largest size that any stage asks for, with room to zoom in.
-    decoded_px = round(max(stage.size_px for stage in recipe.stages) * recipe.augmentation.zoom_max)
-    decoded: dict[str, Pixels] = {}
-    lost: list[pixels.Unreadable] = []
-    with team.lead_first():
-        for name, part in samples.parts.items():
-            decoded[name], unreadable = pixels.load(
-                part, len(samples.classes), samples.multi_label, decoded_px, options.cache, options.workers, keeper.beat
-            )
-            lost += unreadable
-    report.found(rundir, samples, lost)
-    if lost and options.strict:
-        raise BrokenImages(f"{len(lost)} images cannot be decoded", "Repair or remove them, or leave out --strict")
-    if not samples.multi_label:
-        _check_classes(samples.classes, decoded["train"], "training")
-        _check_classes(samples.classes, decoded["valid"], "validation")
-    report.duplicates(rundir, decoded)
-
-    run = Run(
-        recipe=recipe,
-        rundir=rundir,
-        keeper=keeper,
-        device=options.device,
-        team=team,
-        network=network,
-        classes=samples.classes,
-        multi_label=samples.multi_label,
-        labels_why=samples.why,
-        train=decoded["train"],
-        valid=decoded["valid"],
-        test=decoded.get("test"),
-        unreadable=tuple(lost),
-        decoded_px=decoded_px,
-        workers=options.workers,
-        cache=options.cache,
-        given_metrics=given,
-    )
-    keeper.of(network.module, _identity(run))
+    run, loaded = opening.opened(recipe, options, team, rundir, keeper)
+    keeper.of(run.network.module, _identity(run))
     state = _resumed(run, saved, options.exact) if saved else State()
     report.opened(run, loaded, epochs_done=len(state.history), resumed=saved is not None)
 
@@ -158,13 +85,6 @@ def _paced(run: Run, state: State, step: Precompute | Find | Train) -> State:
         chosen, measured = pace.choose(run.network, step.stage, run.torch_device, run.cache)
     report.paced(run.rundir, step.stage, chosen, measured)
     return replace(state, paces=state.paces | {step.stage_index: chosen})
-
-
-def _check_classes(classes: Sequence[str], part: Pixels, name: str) -> None:
-    """A class may have lost all its images to damage."""
-    present = {label for labels in part.labels for label in labels}
-    if gone := [name for label, name in enumerate(classes) if label not in present]:
-        raise DataRefused(f"No {name} image of {', '.join(gone)} can be decoded", "Repair the files named above")
 
 
 def _saved(rundir: RunDir, resume: bool) -> Checkpoint | None:

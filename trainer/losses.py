@@ -22,7 +22,9 @@ def training_loss(stage: Stage, targets: Tensor, class_count: int, device: torch
     if targets.ndim == 1:
 
         def single(scores: Tensor, wanted: Tensor) -> Tensor:
-            return F.cross_entropy(scores, wanted, weights, label_smoothing=stage.label_smoothing)
+            # Divided by the images, not by their weights as torch would: the mean of several batches is then theirs.
+            total = F.cross_entropy(scores, wanted, weights, reduction="sum", label_smoothing=stage.label_smoothing)
+            return total / len(scores)
 
         return single
 

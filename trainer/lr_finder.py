@@ -54,21 +54,25 @@ def find(run: Run, state: State, step: Find) -> State:
         losses.append(run.team.mean(loss.detach()).item())  # here the device is waited for: a sweep is short
         return loss
 
+    def over() -> bool:
+        return is_over(smoothed(losses, len(parts)), len(parts))
+
     def after_step(batch: int) -> None:
         run.keeper.after_step(lambda: _at(state, trainee, losses))
-        if is_over(smoothed(losses, len(parts)), len(parts)):
+        if over():
             raise _Over
 
-    with memory.explained(run, taught), contextlib.suppress(_Over):
-        engine.train_epoch(
-            trainee,
-            taught.shown(FINDER_EPOCH, parts[state.batch :]),
-            loss_of,
-            rate_at=lambda batch: rate(batch, len(parts)),
-            after_step=after_step,
-            sizes=[len(part) for part in parts[state.batch :]],
-            first=state.batch,
-        )
+    if not over():  # a run that was cut after the sweep's last batch does none after it
+        with memory.explained(run, taught), contextlib.suppress(_Over):
+            engine.train_epoch(
+                trainee,
+                taught.shown(FINDER_EPOCH, parts[state.batch :]),
+                loss_of,
+                rate_at=lambda batch: rate(batch, len(parts)),
+                after_step=after_step,
+                sizes=[len(part) for part in parts[state.batch :]],
+                first=state.batch,
+            )
     rates = [rate(batch, len(parts)) for batch in range(len(losses))]
     curve = smoothed(losses, len(parts))
     found = suggestions(rates, curve)
@@ -87,8 +91,8 @@ def rate(batch: int, count: int) -> float:
 def smoothed(losses: Sequence[float], count: int) -> list[float]:
     """Each loss averaged exponentially with those before it, over about a twentieth of the sweep's `count` batches.
 
-    fast.ai 0.7 averages over fifty steps, however long the sweep: in a short one the curve lags so far behind that its
-    minimum stands at a rate that is several times too high.
+    fast.ai 0.7 averages over fifty batches, however long the sweep: in a short one the curve lags so far behind that
+    its minimum stands at a rate that is several times too high.
     """
     keep = max(1 - 20 / count, 0.0)
     average, curve = 0.0, []
@@ -103,6 +107,8 @@ def is_over(losses: Sequence[float], count: int) -> bool:
 
     Not within its first tenth, where a lucky first batch would end it at once: fast.ai 0.7 had to add such a rule.
     """
+    if not losses:
+        return False
     if not math.isfinite(losses[-1]):
         return True
     return len(losses) > count / 10 and losses[-1] > GIVE_UP * min(losses)
@@ -114,7 +120,7 @@ def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, fl
     `minimum` is a tenth of the highest rate at which the loss is within a tenth of its lowest. (fastai 2 takes the
     lowest itself: where a network has learned already the curve is flat for long, its lowest point anywhere in it.)
     `valley` is the middle of the longest stretch over which the loss falls (fastai 2's: its longest decreasing
-    subsequence). Empty where no loss is a number.
+    subsequence). Empty where fewer than two losses are numbers.
     """
     curve = [(rate, loss) for rate, loss in zip(rates, losses, strict=True) if math.isfinite(loss)]
     if len(curve) < 2:
@@ -122,14 +128,14 @@ def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, fl
     lowest = min(loss for _, loss in curve)
     minimum = max(rate for rate, loss in curve if loss <= 1.1 * lowest)
     falling = _longest_fall([loss for _, loss in curve])
-    first, last = falling[0], falling[-1]
-    return {"minimum": minimum / 10, "valley": curve[first + (last - first) // 2][0]}
+    return {"minimum": minimum / 10, "valley": curve[(falling[0] + falling[-1]) // 2][0]}
 
 
 def _longest_fall(losses: Sequence[float]) -> list[int]:
     """The indices of the longest decreasing subsequence, by patience sorting: n log n."""
     piles: list[int] = []  # the index of the highest last value of a fall of each length
     before: list[int] = []
+    end = 0
     for index, loss in enumerate(losses):
         low, high = 0, len(piles)
         while low < high:
@@ -139,8 +145,10 @@ def _longest_fall(losses: Sequence[float]) -> list[int]:
             else:
                 high = middle
         before.append(piles[low - 1] if low else -1)
+        if low == len(piles):
+            end = index  # of the first fall that is so long
         piles[low : low + 1] = [index]
-    found = [piles[-1]]
+    found = [end]
     while before[found[-1]] >= 0:
         found.append(before[found[-1]])
     return found[::-1]

@@ -27,16 +27,16 @@ def explained(run: Run, taught: Lesson) -> Iterator[None]:
     if fits is None:
         raise OutOfMemory(what, f"Halve it: --set batch_size={max(stage.batch_size // 2, 2)}") from original
     if not fits:
-        raise OutOfMemory(f"{what}, nor does one", "Choose a smaller size_px or arch") from original
-    batches = -(-stage.batch_size // fits)
+        raise OutOfMemory(f"{what}, nor do two", "Choose a smaller size_px or arch") from original
+    batches = -(-stage.batch_size * stage.accumulate // fits)
     next_step = f"{fits} passed a step: --set batch_size={fits} accumulate={batches} gives steps of the same size"
     raise OutOfMemory(what, next_step) from original
 
 
 def largest_batch(too_many: int, step: Callable[[int], None]) -> int:
-    """The first of the halves of `too_many` with which `step` doesn't run out of memory; 0 if none."""
+    """The first of the halves of `too_many` with which `step` doesn't run out of memory; 0 if none of two or more."""
     size = too_many // 2
-    while size:
+    while size > 1:  # BatchNorm needs two
         try:
             step(size)
             return size

@@ -62,9 +62,10 @@ def export(trained: Trained, path: Path) -> None:
                 dynamo=True,
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as error:
-        what = f"torch {torch.__version__} cannot translate {said.arch} to ONNX: {error.__cause__ or error}"
-        raise TrainerError(what.splitlines()[0].rstrip("."), "Try a newer torch, or another network") from error
+    except Exception as error:  # torch's own, or whatever the packages below it raise
+        why = str(error.__cause__ or error).partition("\n")[0].rstrip(".") or type(error).__name__
+        what = f"torch {torch.__version__} cannot translate {said.arch} to ONNX: {why}"
+        raise TrainerError(what, "Try newer torch, onnx and onnxscript, or another network") from error
     assert program is not None
     model = program.model_proto
     # torch notes on each node the Python files and lines that it came from, with this machine's paths.

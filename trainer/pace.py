@@ -7,6 +7,7 @@ checkpoint, so that a resumed one does.
 import contextlib
 import copy
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from trainer.stage import Stage
 from trainer.store import key
 
 PROBE_IMAGES = 8
+MOST_BYTES = 1000  # of a remembered decision
 WORTHWHILE = 1.15  # what is not this much faster than plain fp32 is not worth its rounding
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,8 +76,7 @@ def choose(network: Network, stage: Stage, device: torch.device, cache: Path) ->
         return asked[0], []
     place = cache / "pace" / f"{_key(network, stage, device, frozen)}.json"
     known = _known(place)
-    if known in [replace(pace, images_per_s=known.images_per_s) for pace in asked if known]:
-        assert known is not None
+    if known is not None and replace(known, images_per_s=0.0) in asked:
         return known, []
     measured = [_measured(network, stage, pace, device, frozen) for pace in asked]
     best = max(measured, key=lambda pace: pace.images_per_s)
@@ -147,7 +148,11 @@ def _key(network: Network, stage: Stage, device: torch.device, frozen: bool) -> 
 
 
 def _known(place: Path) -> Pace | None:
+    """What was decided before; None where that can't be read, or is not what a measurement leaves."""
     try:
-        return Pace(**json.loads(place.read_text()))
-    except (OSError, ValueError, TypeError):
+        values = json.loads(place.read_bytes()[:MOST_BYTES]) if place.is_file() else {}
+        known = Pace(**values)
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    speed = known.images_per_s
+    return known if isinstance(speed, float) and 0 < speed < math.inf else None

@@ -72,8 +72,9 @@ def finder_png(
         xscale="log",
         xlabel="learning rate of the head",
         ylabel="training loss (smoothed)",
-        ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)),
     )
+    if low < high:
+        panel.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     panel.grid(alpha=0.25)
     panel.legend()
     return _png(figure)

@@ -136,7 +136,7 @@ class Recipe(Checked):
     )
     seed: int = knob(WHOLE, 0, "", "initial weights, order, augmentation and dropout follow from it", least=0)
     tta: int = knob(
-        WHOLE, 0, "views", "augmented views averaged with the plain one at the end; fast.ai 0.7: 4", least=0
+        WHOLE, 0, "views", "augmented views averaged with the plain one at the end; fast.ai 0.7: 4", least=0, most=1000
     )
     threshold: float | str = knob(
         NUMBER,

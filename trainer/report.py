@@ -125,7 +125,7 @@ def finder(
     """The finder's curve, its suggestions and the one that is taken, and why."""
     from trainer.plots import finder_png
 
-    name = f"lr_finder-{stage_index}-{stage.name}"
+    name = f"lr_finder-{stage_index}"
     rundir.write_csv(f"{name}.csv", ("lr", "loss"), zip(rates, losses, strict=True))
     title = f"Learning-rate finder of stage {stage.name!r}"
     write_atomically(rundir.out / f"{name}.png", finder_png(title, rates, losses, suggestions, stage.find))

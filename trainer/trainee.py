@@ -62,6 +62,9 @@ class Trainee:
         self.optimizer.zero_grad(set_to_none=True)
         if self._ema:
             self._ema.update_parameters(self.model)
+            for average, counter in zip(self._ema.module.buffers(), self.model.buffers(), strict=True):
+                if not counter.is_floating_point():
+                    average.copy_(counter)  # BatchNorm's count of batches: an average of it would be cut off
 
     def kept_weights(self) -> dict[str, Tensor]:
         """Every tensor of the network as it is kept."""

@@ -46,5 +46,5 @@ def test_a_pretrained_head_tells_cats_from_dogs_after_160_photographs(
     )
     assert code == 0
     assert "weights: 312 tensors from" in said
-    assert "new: classifier.1.weight, classifier.1.bias" in said
+    assert "new: head.0.weight, head.0.bias" in said
     assert json.loads((tmp_path / "run" / "out" / "summary.json").read_text())["accuracy"] >= 0.85

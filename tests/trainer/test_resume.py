@@ -15,7 +15,8 @@ import pytest
 from trainer import recipe
 from trainer.device import choose
 from trainer.errors import Stopped
-from trainer.fit import Options, fit
+from trainer.fit import fit
+from trainer.opening import Options
 
 Trainer = Callable[..., tuple[int, str, str]]
 # What depends on the clock, or on which run computed what the cache holds.
