@@ -98,7 +98,7 @@ def benchmark(recipe: Recipe, options: Options, stage_index: int, steps: int) ->
         keeper = Keeper(rundir, inf, options.check_stop, agreed=bool)
         team = Team(device=torch.device(options.device.torch_name))
         run, _ = opening.opened(recipe, options, team, rundir, keeper)
-        run.network.freeze_to(stage.freeze_to)
+        run.network.freeze_to(stage.freeze_to, stage.freeze_norm)
         chosen, _ = pace.choose(run.network, stage, run.torch_device, run.cache)
         speeds = []
         if stage.precompute:

@@ -60,7 +60,7 @@ class Features:
 
 def precompute(run: Run, state: State, step: Precompute) -> State:
     """The state after the activations of the training and the validation part are on disk."""
-    run.network.freeze_to(step.stage.freeze_to)
+    run.network.freeze_to(step.stage.freeze_to, step.stage.freeze_norm)
     for part in ("train", "valid"):
         of(run, state, step.stage_index, part)
     return state

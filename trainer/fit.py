@@ -80,7 +80,7 @@ def _paced(run: Run, state: State, step: Precompute | Find | Train) -> State:
     """The state with the stage's pace decided, once for all its steps."""
     if step.stage_index in state.paces:
         return state
-    run.network.freeze_to(step.stage.freeze_to)
+    run.network.freeze_to(step.stage.freeze_to, step.stage.freeze_norm)
     with run.team.lead_first():
         chosen, measured = pace.choose(run.network, step.stage, run.torch_device, run.cache)
     report.paced(run.rundir, step.stage, chosen, measured)

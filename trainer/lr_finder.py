@@ -2,6 +2,9 @@
 
 fast.ai 0.7's `lr_find` (Smith, "Cyclical Learning Rates", arXiv:1506.01186, section 3.3), which left the random state
 and the order of the images changed. Here all randomness is addressed and the network is a copy: no trace is left.
+
+One batch is harder than another: where a network has learned already, its loss differs more between batches than the
+rate changes it. So each batch is shown to a second copy too, which learns nothing, and what counts is the difference.
 """
 
 import contextlib
@@ -37,28 +40,36 @@ class _Over(Exception):
 def find(run: Run, state: State, step: Find) -> State:
     """The state with the stage's rate chosen. Raises Diverged where no loss is a number."""
     stage = step.stage
-    run.network.freeze_to(stage.freeze_to)
+    run.network.freeze_to(stage.freeze_to, stage.freeze_norm)
     network = copy.deepcopy(run.network)
     trainee = Trainee(network, stage, 1.0, state.paces[step.stage_index], run.team)
     trainee.pace.lay_out(network.module)
     losses: list[float] = []
+    unlearned: list[float] = []
     if state.step_tensors:
         network.module.load_state_dict(below(COPY, state.step_tensors))
         trainee.restore(state.step_tensors, state.scaler)
         losses = state.step_tensors["losses"].tolist()
+        unlearned = state.step_tensors["unlearned"].tolist()
     taught = lesson.of(run, state, step, trainee)
+    beside = lesson.of(run, state, step, Trainee(copy.deepcopy(run.network), stage, 1.0, trainee.pace, run.team))
+    beside.trainee.network.train()
     parts = _sweep(taught)
 
     def loss_of(batch: int, inputs: Tensor, targets: Tensor) -> Tensor:
         loss = taught.loss_of(FINDER_EPOCH, batch, inputs, targets)
-        losses.append(run.team.mean(loss.detach()).item())  # here the device is waited for: a sweep is short
+        with torch.no_grad():
+            same = beside.loss_of(FINDER_EPOCH, batch, inputs, targets)
+        # Here the device is waited for: a sweep is short.
+        losses.append(run.team.mean(loss.detach()).item())
+        unlearned.append(run.team.mean(same).item())
         return loss
 
     def over() -> bool:
-        return is_over(smoothed(losses, len(parts)), len(parts))
+        return is_over(curve_of(losses, unlearned, len(parts)), len(parts))
 
     def after_step(batch: int) -> None:
-        run.keeper.after_step(lambda: _at(state, trainee, losses))
+        run.keeper.after_step(lambda: _at(state, trainee, losses, unlearned))
         if over():
             raise _Over
 
@@ -74,7 +85,7 @@ def find(run: Run, state: State, step: Find) -> State:
                 first=state.batch,
             )
     rates = [rate(batch, len(parts)) for batch in range(len(losses))]
-    curve = smoothed(losses, len(parts))
+    curve = curve_of(losses, unlearned, len(parts))
     found = suggestions(rates, curve)
     if stage.find not in found:
         what = f"The loss was no number from the lowest rate on, {LOWEST:g}, in stage {stage.name!r}"
@@ -86,6 +97,18 @@ def find(run: Run, state: State, step: Find) -> State:
 def rate(batch: int, count: int) -> float:
     """The sweep's rate at a batch: from 1e-5 to 10, each batch's a constant times the one before."""
     return schedules.exponential(batch / max(count - 1, 1), LOWEST, HIGHEST)
+
+
+def curve_of(losses: Sequence[float], unlearned: Sequence[float], count: int) -> list[float]:
+    """The loss over the sweep: what the network had before it on average, and the smoothed change since.
+
+    `unlearned` are the same batches' losses without the sweep; `count` is the number of batches that it may have.
+    """
+    if not losses:
+        return []
+    before = sum(unlearned) / len(unlearned)
+    changes = smoothed([loss - same for loss, same in zip(losses, unlearned, strict=True)], count)
+    return [max(before + change, before / 100) for change in changes]
 
 
 def smoothed(losses: Sequence[float], count: int) -> list[float]:
@@ -117,8 +140,8 @@ def is_over(losses: Sequence[float], count: int) -> bool:
 def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
     """Rates by name, from a smoothed curve.
 
-    `minimum` is a tenth of the highest rate at which the loss is within a tenth of its lowest. (fastai 2 takes the
-    lowest itself: where a network has learned already the curve is flat for long, its lowest point anywhere in it.)
+    `minimum` is a tenth of the highest rate at which the loss is above its lowest by no more than a tenth of the first.
+    (fastai 2 takes the lowest itself: where a network has learned already the curve is flat, and that anywhere in it.)
     `valley` is the middle of the longest stretch over which the loss falls (fastai 2's: its longest decreasing
     subsequence). Empty where fewer than two losses are numbers.
     """
@@ -126,7 +149,7 @@ def suggestions(rates: Sequence[float], losses: Sequence[float]) -> dict[str, fl
     if len(curve) < 2:
         return {}
     lowest = min(loss for _, loss in curve)
-    minimum = max(rate for rate, loss in curve if loss <= 1.1 * lowest)
+    minimum = max(rate for rate, loss in curve if loss <= lowest + 0.1 * curve[0][1])
     falling = _longest_fall([loss for _, loss in curve])
     return {"minimum": minimum / 10, "valley": curve[(falling[0] + falling[-1]) // 2][0]}
 
@@ -162,7 +185,8 @@ def _sweep(taught: Lesson) -> list[list[int]]:
     return list(itertools.chain(once, *passes))[:count]
 
 
-def _at(state: State, trainee: Trainee, losses: list[float]) -> State:
+def _at(state: State, trainee: Trainee, losses: list[float], unlearned: list[float]) -> State:
     tensors = trainee.tensors() | under(COPY, trainee.network.module.state_dict())
     tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
+    tensors["unlearned"] = torch.tensor(unlearned, dtype=torch.float64)
     return replace(state, batch=len(losses), step_tensors=tensors, scaler=trainee.scaler.state_dict())

@@ -16,6 +16,9 @@ class Stage(Checked):
         WHOLE, 224, "px", "the square's side; what ImageNet weights were trained on", least=8, most=4096
     )
     freeze_to: int = knob(WHOLE, 0, "group", "layer groups before this one are frozen: 0 none, -1 all but the head")
+    freeze_norm: bool = knob(
+        SWITCH, False, "", "BatchNorm before the head keeps its statistics where it learns: fast.ai 0.7's bn_freeze"
+    )
     precompute: bool = knob(
         SWITCH, False, "", "train the head on activations computed once: needs freeze_to = -1; nothing is augmented"
     )

@@ -23,7 +23,7 @@ def train(run: Run, state: State, step: Train) -> State:
     The optimizer is new, as in fast.ai 0.7: no momentum is carried from one stage to the next.
     """
     stage = step.stage
-    run.network.freeze_to(stage.freeze_to)
+    run.network.freeze_to(stage.freeze_to, stage.freeze_norm)
     pace = state.paces[step.stage_index]
     pace.lay_out(run.network.module)
     trainee = Trainee(run.network, stage, run.rates_of(step.stage_index, state), pace, run.team)

@@ -18,7 +18,7 @@ from trainer.decode import decode
 from trainer.device import choose
 from trainer.errors import Stopped
 from trainer.fit import fit
-from trainer.lr_finder import is_over, rate, smoothed, suggestions
+from trainer.lr_finder import curve_of, is_over, rate, smoothed, suggestions
 from trainer.opening import Options
 from trainer.plots import finder_png
 
@@ -73,7 +73,7 @@ def weights_of(out: Path) -> bytes:
     return (out / "out" / "weights.safetensors").read_bytes()
 
 
-def curve_of(out: Path, name: str = "lr_finder-0") -> list[tuple[float, float]]:
+def curve_in(out: Path, name: str = "lr_finder-0") -> list[tuple[float, float]]:
     rows = list(csv.DictReader((out / "out" / f"{name}.csv").read_text().splitlines()))
     return [(float(row["lr"]), float(row["loss"])) for row in rows]
 
@@ -126,8 +126,17 @@ def test_a_single_dip_suggests_a_tenth_of_its_rate_and_the_middle_of_its_slope()
     assert found == {"minimum": pytest.approx(1e-2), "valley": pytest.approx(1e-3)}
 
 
-def test_of_a_flat_bottom_the_minimum_is_its_last_rate_within_a_tenth_of_the_lowest() -> None:
-    assert at([1.0, 0.5, 0.505, 0.54, 0.56, 2.0])["minimum"] == pytest.approx(1e-3)
+def test_of_a_flat_bottom_the_minimum_is_its_last_rate_above_the_lowest_by_a_tenth_of_the_first() -> None:
+    assert at([1.0, 0.5, 0.505, 0.59, 0.61, 2.0])["minimum"] == pytest.approx(1e-3)
+
+
+def test_hard_and_easy_batches_do_not_show_in_the_curve() -> None:
+    hard_and_easy = [0.007, 0.4, 0.02, 0.3, 0.05] * 10
+    assert curve_of(hard_and_easy, hard_and_easy, 50) == pytest.approx([0.1554] * 50)
+    assert not any(is_over(curve_of(hard_and_easy[:n], hard_and_easy[:n], 50), 50) for n in range(51))
+    # What the sweep itself does shows as much as ever.
+    risen = [*hard_and_easy[:-1], 3.0]
+    assert is_over(curve_of(risen, hard_and_easy, 50), 50)
 
 
 def test_a_falling_curve_suggests_its_middle_and_a_tenth_of_its_end() -> None:
@@ -211,14 +220,14 @@ def test_a_whole_sweep_leaves_no_trace(
     trainer: Trainer, events: Events, recipe_of: Callable[[str], Path], photos: Path, tmp_path: Path
 ) -> None:
     found = same_with_the_number(trainer, events, recipe_of, photos, tmp_path, HEAD + "find_batches = 7\nclip = 1e-6\n")
-    assert found["batches"] == len(curve_of(tmp_path / "found")) == 7
+    assert found["batches"] == len(curve_in(tmp_path / "found")) == 7
 
 
 def test_a_sweep_that_stops_early_leaves_no_trace(
     trainer: Trainer, events: Events, recipe_of: Callable[[str], Path], photos: Path, tmp_path: Path
 ) -> None:
     found = same_with_the_number(trainer, events, recipe_of, photos, tmp_path, STAGE)
-    losses = [loss for _, loss in curve_of(tmp_path / "found")]
+    losses = [loss for _, loss in curve_in(tmp_path / "found")]
     assert found["batches"] == len(losses) < 50
     assert all(map(math.isfinite, losses))
     assert losses[-1] > 4 * min(losses)
@@ -235,7 +244,7 @@ def test_a_sweep_that_ends_in_no_number_leaves_no_trace(
     text = HEAD + "find_batches = 400\nlabel_smoothing = 0.1\n"
     found = same_with_the_number(trainer, events, recipe_of, photos, tmp_path, text, "--weights", overflowing)
     # Within its first tenth nothing but a loss that is no number ends a sweep.
-    assert found["batches"] == len(curve_of(tmp_path / "found")) < 40
+    assert found["batches"] == len(curve_in(tmp_path / "found")) < 40
 
 
 def test_no_number_from_the_first_batch_on_is_refused(
@@ -296,7 +305,7 @@ def test_a_sweep_stopped_by_ctrl_c_and_resumed_leaves_no_trace(
         fit_until(recipe_of(text), photos, cut, tmp_path / "b", batches)
     assert (kept_state(cut)["step"], kept_state(cut)["batch"], kept_state(cut)["rates"]) == (0, batches, {})
     fit_until(recipe_of(text), photos, cut, tmp_path / "b", None, resume=True)
-    assert curve_of(cut) == curve_of(whole)
+    assert curve_in(cut) == curve_in(whole)
     assert weights_of(cut) == weights_of(whole)
 
 
@@ -311,7 +320,7 @@ def test_a_sweep_stopped_at_its_last_batch_does_not_go_on_after_it(
         fit_until(recipe_of(text), photos, cut, tmp_path / "b", last)
     assert kept_state(cut)["batch"] == last
     fit_until(recipe_of(text), photos, cut, tmp_path / "b", None, resume=True)
-    assert curve_of(cut) == curve_of(whole)
+    assert curve_in(cut) == curve_in(whole)
     assert weights_of(cut) == weights_of(whole)
 
 
@@ -340,7 +349,7 @@ def test_a_second_sweep_knows_nothing_of_the_first(
     rate_found = events(tmp_path / "twice", "finder")[0]["lr"]
     run(trainer, recipe_of(f"{STAGE}lr = {rate_found!r}\n{second}"), photos, tmp_path / "once")
     assert len(events(tmp_path / "twice", "finder")) == 2
-    assert curve_of(tmp_path / "twice", "lr_finder-1") == curve_of(tmp_path / "once", "lr_finder-1")
+    assert curve_in(tmp_path / "twice", "lr_finder-1") == curve_in(tmp_path / "once", "lr_finder-1")
     assert weights_of(tmp_path / "twice") == weights_of(tmp_path / "once")
 
 
@@ -350,7 +359,7 @@ def test_the_same_sweep_gives_the_same_curve_with_any_number_of_workers(
     chosen = recipe_of(STAGE + 'lr = "find"\n')
     for workers in (0, 3):
         run(trainer, chosen, photos, tmp_path / str(workers), "--workers", workers)
-    assert curve_of(tmp_path / "0") == curve_of(tmp_path / "3")
+    assert curve_in(tmp_path / "0") == curve_in(tmp_path / "3")
 
 
 def test_the_curve_the_picture_and_the_reason_are_kept(
@@ -360,7 +369,7 @@ def test_the_curve_the_picture_and_the_reason_are_kept(
     chosen = recipe_of(HEAD + 'lr = "find"\nfind = "valley"\nfind_batches = 60\n')
     code, said, _ = trainer("fit", chosen, "--data", photos, "--out", out, "--allow-cpu")
     assert code == 0
-    curve = curve_of(out)
+    curve = curve_in(out)
     [found] = events(out, "finder")
     assert found["batches"] == len(curve) > 10
     assert [lr for lr, _ in curve] == [rate(batch, 60) for batch in range(len(curve))]
@@ -378,7 +387,7 @@ def test_the_sweep_starts_from_the_stages_own_weights(
     second = '\n[[stages]]\nname = "two"\nepochs = 1\nlr = "find"\n'
     run(trainer, recipe_of(STAGE + 'lr = "find"\n'), photos, tmp_path / "new")
     run(trainer, recipe_of(trained + second), photos, tmp_path / "trained")
-    first, after = curve_of(tmp_path / "new"), curve_of(tmp_path / "trained", "lr_finder-1")
+    first, after = curve_in(tmp_path / "new"), curve_in(tmp_path / "trained", "lr_finder-1")
     assert after[0][1] < first[0][1] / 2
     assert set(load_file(tmp_path / "new" / "out" / "weights.safetensors")) == set(
         models.build("digits_net", 2).module.state_dict()

@@ -261,3 +261,19 @@ def test_images_of_a_size_that_the_network_cannot_take_are_refused(arch: str, si
     made = recipe.Recipe(arch=arch, stages=(stage(size_px=size_px),))
     with pytest.raises(RecipeRefused, match=f"{arch} cannot take images of {size_px} px"):
         models.check(models.build(arch, 2), made)
+
+
+def test_frozen_norms_keep_their_statistics_where_their_layers_learn_but_for_the_heads() -> None:
+    network = models.build("resnet18", 2)
+    network.freeze_to(0, norm=True)
+    network.train()
+    before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+    stepper = optimizer.build(network, stage(), 0.1)
+    network.module(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    stepper.step()
+    after = network.module.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    statistics = {name for name in after if "running_" in name or "num_batches" in name}
+    assert {name for name in changed & statistics if not name.startswith("head.")} == set()
+    assert {"head.0.running_mean", "head.4.running_var"} <= changed  # the head learns from nothing
+    assert {"conv1.weight", "bn1.weight", "layer4.1.bn2.bias"} <= changed  # scales and shifts learn

@@ -6,6 +6,8 @@ from trainer.models import groups, heads
 from trainer.models.bodies import OWN, Body, sequence
 from trainer.models.shapes import output_shapes
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 class Network:
     """A classifier in two parts, and its layer groups, of which the first ones can be frozen.
@@ -29,6 +31,7 @@ class Network:
         self.feature_width = output[0] * (2 if self.head_kind == "concat_pool" else 1)
         layers["head"] = heads.head(self.head_kind, self.feature_width, class_count, body.dropout)
         self.module = sequence(layers)
+        self._norm_frozen = False
         self.frozen = 0  # how many of the first groups do not learn
         self._groups = (*groups.early_and_late(body.layers, shapes, body.size_px), ("head",))
 
@@ -58,8 +61,12 @@ class Network:
             grouped[groups.index_of(name, self._groups)].append(parameter)
         return grouped
 
-    def freeze_to(self, group: int) -> None:
-        """Freeze the groups before this one; a negative number counts from the head."""
+    def freeze_to(self, group: int, norm: bool = False) -> None:
+        """Freeze the groups before this one; a negative number counts from the head.
+
+        With `norm`, BatchNorm before the head keeps its statistics even where its layer learns.
+        """
+        self._norm_frozen = norm
         self.frozen = group % self.group_count
         for index, parameters in enumerate(self.group_parameters()):
             for parameter in parameters:
@@ -72,5 +79,8 @@ class Network:
         """
         self.module.train()
         for name, module in self.module.named_modules():
-            if name and groups.within(name, self._groups[: self.frozen]):
+            if not name:
+                continue
+            keeps = self._norm_frozen and isinstance(module, NORMS) and not groups.within(name, self._groups[-1:])
+            if keeps or groups.within(name, self._groups[: self.frozen]):
                 module.eval()
