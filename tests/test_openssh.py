@@ -272,7 +272,7 @@ def test_sigterm_ends_the_program_too(
         servers.until(lambda: pid_file.exists() and _state(ours.pid) == "S", "the program runs, and ours waits for it")
         pid = int(pid_file.read_text())
         if is_stopped:
-            os.kill(pid, signal.SIGTSTP)
+            os.kill(pid, signal.SIGSTOP)  # SIGTSTP stops nothing in a process group that no shell waits for
             servers.until(lambda: _state(ours.pid) == _state(pid) == "T", "both are stopped")
         ours.terminate()
         ours.send_signal(signal.SIGCONT)

@@ -63,6 +63,7 @@ def test_the_best_score_is_what_one_who_sees_every_thing_reaches(name: str) -> N
     assert made.written_share() == pytest.approx(written.mean(), abs=0.002)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", SETS)
 def test_a_recipe_reaches_95_percent_of_the_best_possible_score(name: str, trainer: Trainer, tmp_path: Path) -> None:
     best, (chance, _) = SETS[name].best_f2(), SETS[name].chance_f2()
@@ -77,6 +78,7 @@ def test_a_recipe_reaches_95_percent_of_the_best_possible_score(name: str, train
         assert scores["f2"] >= SHARE_OF_BEST * best
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", SETS)
 def test_on_shuffled_labels_a_recipe_falls_to_chance(name: str, trainer: Trainer, tmp_path: Path) -> None:
     made = SETS[name]

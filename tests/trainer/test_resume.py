@@ -107,6 +107,7 @@ def cuts(asked: int) -> Iterator[int]:
     return iter(range(0, asked, 1 if os.environ.get("SOAK") else 9))
 
 
+@pytest.mark.timeout(300)
 def test_a_run_cut_anywhere_equals_one_that_was_not(every_kind: Path, photos: Path, tmp_path: Path) -> None:
     whole, counted = tmp_path / "whole", Cut()
     run(every_kind, photos, whole, tmp_path / "a", counted)
@@ -114,6 +115,21 @@ def test_a_run_cut_anywhere_equals_one_that_was_not(every_kind: Path, photos: Pa
     # Places before the first step have no checkpoint yet: such a run starts over.
     for number, place in enumerate(cuts(counted.asked)):
         out, cache = tmp_path / f"cut-{place}", tmp_path / f"cache-{place}"
+        with pytest.raises(Stopped):
+            run(every_kind, photos, out, cache, Cut(place))
+        run(every_kind, photos, out, cache, Cut(), resume=True, workers=(0, 2, 3)[number % 3])
+        assert result(out) == expected, f"cut after {place} of {counted.asked}"
+
+
+@pytest.mark.timeout(300)
+def test_a_large_network_cut_anywhere_equals_one_that_was_not(every_kind: Path, photos: Path, tmp_path: Path) -> None:
+    """MobileNetV2 with fast.ai's head: BatchNorm, dropout, and more layers than batches."""
+    every_kind.write_text(EVERY_KIND.replace("digits_net", "mobilenet_v2").replace("size_px = 16", "size_px = 32"))
+    counted = Cut()
+    run(every_kind, photos, tmp_path / "whole", tmp_path / "a", counted)
+    expected = result(tmp_path / "whole")
+    for number, share in enumerate((0.5, 0.7, 0.8, 0.95)):
+        out, cache, place = tmp_path / f"cut-{number}", tmp_path / f"cache-{number}", int(share * counted.asked)
         with pytest.raises(Stopped):
             run(every_kind, photos, out, cache, Cut(place))
         run(every_kind, photos, out, cache, Cut(), resume=True, workers=(0, 2, 3)[number % 3])
