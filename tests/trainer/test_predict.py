@@ -265,7 +265,7 @@ def test_weights_of_another_network_are_refused(trainer: Trainer, run_dir: Path,
 FRESH = r"""
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, distributions, requires
 
 def normal(requirement):
     return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement).group()).lower()
@@ -282,11 +282,14 @@ while wanted:
         continue
     wanted += [normal(need) for need in needs if "extra ==" not in need]
 
-others = {
-    package
-    for package, owners in packages_distributions().items()
-    if not any(normal(owner) in there or normal(owner) == "gpuops" for owner in owners)
-}
+def packages(distribution):
+    return {file.parts[0].removesuffix(".py") for file in distribution.files or [] if file.suffix == ".py"}
+
+mine, others = set(), set()
+for distribution in distributions():
+    known = normal(distribution.metadata["Name"]) in {*there, "gpuops"}
+    (mine if known else others).update(packages(distribution))
+others -= mine
 assert {"sklearn", "torchmetrics", "matplotlib", "tomli", "onnx", "pytest"} <= others, sorted(others)
 assert not {"numpy", "PIL", "torch", "torchvision", "safetensors"} & others
 
