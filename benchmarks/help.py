@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -21,6 +20,8 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+
+from computer import hardware
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _BIN = Path(sys.executable).parent
@@ -41,7 +42,7 @@ def main() -> None:
     report = {
         "what": "seconds from start to exit, median; all runs after one warm-up each, taking turns",
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "versions": _versions(options.dstack),
         "runs": options.runs,
         "median_s": medians,
@@ -103,15 +104,6 @@ def _size(path: Path) -> int:
 
 def _lines(record: Path) -> list[str]:
     return record.read_text(encoding="utf-8").splitlines()
-
-
-def _hardware() -> dict[str, object]:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        named = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = named[0] if named else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "load": round(os.getloadavg()[0], 1)}
 
 
 def _versions(dstack: Path | None) -> dict[str, str]:

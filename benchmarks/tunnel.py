@@ -16,7 +16,6 @@ import contextlib
 import http.server
 import json
 import multiprocessing
-import os
 import platform
 import random
 import socket
@@ -33,6 +32,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import paramiko
+from computer import hardware
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -70,7 +70,7 @@ def main() -> None:
         "what": "milliseconds of one small HTTP request on a new connection, all taking turns after "
         f"{_WARM_UP_REQUESTS} warm-up requests each; MB (10^6 bytes) per second of one big transfer each way",
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "versions": _versions(),
         "requests": options.requests,
         "median_ms": _rounded(medians),
@@ -240,15 +240,6 @@ def _openssh(server: Server, remote_port: int, folder: Path, *, command: str | N
 
 def _rounded(milliseconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(number, 2) for name, number in milliseconds.items()}
-
-
-def _hardware() -> dict[str, object]:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        named = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = named[0] if named else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "load": round(os.getloadavg()[0], 1)}
 
 
 def _versions() -> dict[str, str]:

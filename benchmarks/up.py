@@ -29,6 +29,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import boto3
+from computer import hardware
 
 from gpuops import sandbox
 
@@ -56,7 +57,7 @@ def main() -> None:
         "what": "`gpuops up -y` as a process: seconds from the first answer of the machine's ssh port to its exit; "
         "where the machine ran before, seconds from start to exit",
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "versions": {name: version(name) for name in ("gpuops", "boto3", "paramiko", "moto", "asyncssh")}
         | {"python": platform.python_version()},
         "runs": options.runs,
@@ -166,15 +167,6 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
         "min": round(min(seconds), 3),
         "max": round(max(seconds), 3),
     }
-
-
-def _hardware() -> dict[str, object]:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        named = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = named[0] if named else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "load": round(os.getloadavg()[0], 1)}
 
 
 if __name__ == "__main__":
